@@ -1,0 +1,44 @@
+# Every target uses one environment, the folder .venv: made on first use, holding what constraints.txt pins.
+#   PY=/path/to/python3.12   the Python to make it with (3.11 to 3.13; found by itself if not given)
+#   TORCH=cpu                the small install: torch for the CPU, without torchvision
+#   TORCH_INDEX=address      a package index with CPU wheels of torch, if pip is not configured for one
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# `make setup` means the default build unless it says TORCH=cpu; the other targets keep the build that is there.
+BUILT := $(shell test -x "$(BIN)/python" && cat "$(VENV)/.build" 2>/dev/null)
+TORCH ?= $(or $(if $(filter setup,$(MAKECMDGOALS)),default),$(firstword $(BUILT)),default)
+BUILD := $(TORCH) $(CURDIR)
+
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help setup demo test lint lock FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make the environment in .venv (5.5 GB; with TORCH=cpu 1.7 GB)
+	@bash tools/setup.sh "$(VENV)" "$(BUILD)"
+
+demo: $(STAMP) ## train a class-conditional model on handwritten digits, sample it, show the results
+	@$(BIN)/condiff demo
+
+test: $(STAMP) ## run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## check style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+lock: $(STAMP) ## pin what pyproject.toml newly asks for; delete a line of constraints.txt first to renew that pin
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
+	$(BIN)/python -m venv "$$tmp" && "$$tmp/bin/python" -m pip install -q uv && \
+	"$$tmp/bin/uv" pip compile -q --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+		pyproject.toml -o constraints.txt
+
+ifneq "$(BUILD)" "$(BUILT)"
+$(STAMP): FORCE
+endif
+$(STAMP): pyproject.toml constraints.txt
+	@bash tools/setup.sh "$(VENV)" "$(BUILD)"

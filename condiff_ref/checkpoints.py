@@ -1,0 +1,151 @@
+"""A trained network and all that it takes to use it again, as one safetensors file."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .data import Affine, measure_affine
+from .denoisers import as_denoiser, clip_x0
+from .files import CheckpointError, read_safetensors, write_safetensors
+from .recipes import Recipe
+from .schedules import Schedule
+from .shapes import Denoiser, Images, Labels
+from .train import fit, uses_bf16
+
+SHIPPED = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in eval mode, the recipe that made it, the scaling of its pictures, and the card of its training."""
+
+    network: nn.Module
+    recipe: Recipe
+    affine: Affine
+    card: dict
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.recipe.path()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one picture."""
+        side = {"digits": 8, "mnist": 28}[self.recipe.data]
+        return 1, side, side
+
+    def to(self, device: str | torch.device) -> "Checkpoint":
+        return dataclasses.replace(self, network=self.network.to(device))
+
+    def denoiser(self, label: Labels | None = None) -> Denoiser:
+        """The network as an estimate of x0 for these labels, one per example; without labels for none."""
+        return as_denoiser(partial(self._network, label=label), self.recipe.kind, self.schedule)
+
+    def clip(self, denoiser: Denoiser) -> Denoiser:
+        """Keep estimates of x0 within the range of pixels, which is [-1, 1] before scaling."""
+        black, white = (self.affine.encode(torch.tensor(value)).item() for value in (-1.0, 1.0))
+        return clip_x0(denoiser, black, white)
+
+    def decode(self, x0: Tensor) -> Images:
+        """What the network works with, to pixels in [-1, 1]."""
+        return self.affine.decode(x0).clamp(-1, 1)
+
+    def _network(self, xt: Tensor, t: Tensor, label: Labels | None) -> Tensor:
+        with torch.autocast(xt.device.type, torch.bfloat16, enabled=uses_bf16("auto", xt.device)):
+            return self.network(xt, t, label=label).to(xt.dtype)
+
+
+def train_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    precision: str = "auto",
+    root: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Checkpoint:
+    """Train a recipe into the file `out`, for its own time unless steps or seconds are given.
+
+    The state is kept beside it, in `out`.resume, while training runs; the same call takes a run that was cut off up
+    again. Raises FileExistsError where `out` exists, unless told to overwrite it.
+    """
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists: add --overwrite to replace it, or name another file with --out")
+    if steps is None and seconds is None:
+        steps, seconds = recipe.steps, recipe.seconds
+    images, labels = recipe.load_data(root)
+    affine = measure_affine(images)
+    result = fit(
+        recipe.build(seed),
+        recipe.loss,
+        affine.encode(images),
+        labels,
+        steps=steps,
+        seconds=seconds,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        ema=recipe.ema,
+        seed=seed,
+        device=device,
+        precision=precision,
+        checkpoint=out.with_name(out.name + ".resume"),
+        progress=progress,
+    )
+    recent = result.losses[-200:]
+    card = dict(seed=seed, steps=result.steps, seconds=round(result.seconds, 1), loss=sum(recent) / len(recent))
+    card |= dict(
+        images_per_second=round(result.steps * recipe.batch_size / result.seconds),
+        precision="bf16" if uses_bf16(precision, device) else "fp32",
+        machine=machine(),
+        condiff=importlib.metadata.version("condiff"),
+    )
+    checkpoint = Checkpoint(result.network, recipe, affine, card)
+    save(out, checkpoint)
+    return checkpoint
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the weights, with recipe, scaling and card in the header."""
+    about = dict(recipe=asdict(checkpoint.recipe), affine=asdict(checkpoint.affine), card=checkpoint.card)
+    write_safetensors(path, checkpoint.network.state_dict(), about)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a checkpoint; a bare name such as "mnist" means the one that the course ships.
+
+    Raises CheckpointError, with what to do, for a file that is missing, damaged or of another version of the course.
+    """
+    path = find(path)
+    tensors, about = read_safetensors(path)
+    try:
+        recipe = Recipe(**about["recipe"])
+        network = recipe.build()
+        network.load_state_dict(tensors)
+        affine = Affine(**about["affine"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit this version of the course ({error}): train it again") from error
+    return Checkpoint(network.eval().requires_grad_(False), recipe, affine, about["card"]).to(device)
+
+
+def find(path: str | Path) -> Path:
+    """The file itself, or the shipped checkpoint of that name."""
+    shipped = SHIPPED / f"{path}.safetensors"
+    return shipped if not Path(path).suffix and shipped.exists() else Path(path)
+
+
+def machine() -> str:
+    """Processor or GPU, cores and versions, for a card."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cores = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{gpu or platform.machine()} ({cores}), torch {torch.__version__}, python {platform.python_version()}"
