@@ -40,11 +40,20 @@ class Checkpoint:
         side = {"digits": 8, "mnist": 28}[self.recipe.data]
         return 1, side, side
 
+    @property
+    def classes(self) -> int:
+        return self.recipe.arguments["classes"]
+
     def to(self, device: str | torch.device) -> "Checkpoint":
         return dataclasses.replace(self, network=self.network.to(device))
 
     def denoiser(self, label: Labels | None = None) -> Denoiser:
-        """The network as an estimate of x0 for these labels, one per example; without labels for none."""
+        """The network as an estimate of x0 for these labels, one per example; without labels for none.
+
+        Raises ValueError for a network that does not denoise, such as a classifier.
+        """
+        if not hasattr(self.network, "null"):
+            raise ValueError(f"{self.recipe.name} is {self.recipe.about}: it cannot draw samples")
         return as_denoiser(partial(self._network, label=label), self.recipe.kind, self.schedule)
 
     def clip(self, denoiser: Denoiser) -> Denoiser:
@@ -70,6 +79,7 @@ def train_recipe(
     seed: int = 0,
     device: str | torch.device = "cpu",
     precision: str = "auto",
+    every: float = 5.0,
     root: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -99,7 +109,8 @@ def train_recipe(
         seed=seed,
         device=device,
         precision=precision,
-        checkpoint=out.with_name(out.name + ".resume"),
+        checkpoint=resume_file(out),
+        every=every,
         progress=progress,
     )
     recent = result.losses[-200:]
@@ -136,6 +147,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this version of the course ({error}): train it again") from error
     return Checkpoint(network.eval().requires_grad_(False), recipe, affine, about["card"]).to(device)
+
+
+def resume_file(out: Path) -> Path:
+    """Where the state of an unfinished run is kept."""
+    return out.with_name(out.name + ".resume")
 
 
 def find(path: str | Path) -> Path:

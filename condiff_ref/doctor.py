@@ -120,7 +120,9 @@ def _checkpoints() -> Finding:
         try:
             load(path)
         except CheckpointError as error:
-            return Finding("checkpoints", "broken", str(error), f"git checkout -- {path.relative_to(SHIPPED.parents[1])}")
+            return Finding(
+                "checkpoints", "broken", str(error), f"git checkout -- {path.relative_to(SHIPPED.parents[1])}"
+            )
     if not paths:
         return Finding("checkpoints", "broken", f"none in {SHIPPED}", "git checkout -- data/checkpoints")
     return Finding("checkpoints", "ok", ", ".join(path.stem for path in paths))

@@ -1,6 +1,6 @@
 """The exact world: a Gaussian mixture whose noised score, denoiser and class posterior are closed forms.
 
-Component k carries class labels[k]. Noised to (alpha, sigma), it is N(alpha m_k, C_k), C_k = alpha^2 S_k + sigma^2 I, so
+Component k is of class labels[k]. Noised to (alpha, sigma), it is N(alpha m_k, C_k), C_k = alpha^2 S_k + sigma^2 I, so
 everything a network would have to learn is known here, at every t and on every schedule.
 """
 
@@ -113,7 +113,8 @@ class GaussianMixture:
         if d > 2:
             raise ValueError(f"a grid needs one or two dimensions, this world has {d}")
         reach = margin * self._eigenvalues.max().sqrt()
-        axes = [torch.linspace(float(m.min() - reach), float(m.max() + reach), points).to(m) for m in self.means.T]
+        ends = [(float(m.min() - reach), float(m.max() + reach)) for m in self.means.T]
+        axes = [torch.linspace(*end, points, dtype=self.means.dtype, device=self.means.device) for end in ends]
         grid = torch.cartesian_prod(*axes).reshape(-1, d)
         log_joint = self._log_joint(grid, torch.ones(len(grid)).to(grid), torch.zeros(len(grid)).to(grid))
         log_p = log_joint.logsumexp(1)

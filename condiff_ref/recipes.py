@@ -43,7 +43,9 @@ class Recipe:
 
     def build(self, seed: int = 0) -> nn.Module:
         """The untrained network, its weights drawn from `seed`."""
-        with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator: borrow it, give it back
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # torch's layers draw from the global generator: borrow it, give it back
             torch.manual_seed(seed)
             return ARCHITECTURES[self.architecture](**self.arguments)
 

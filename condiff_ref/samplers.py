@@ -89,7 +89,6 @@ def heun_step(schedule: Schedule) -> Step:
     return step
 
 
-@torch.no_grad()
 def trajectory(step: Step, denoiser: Denoiser, x: Data, times: Times) -> Iterator[Data]:
     """Yield xs after each step along the decreasing `times`; the caller may stop at any point.
 
@@ -98,7 +97,8 @@ def trajectory(step: Step, denoiser: Denoiser, x: Data, times: Times) -> Iterato
     if len(times) < 2 or not (times.diff() < 0).all() or times[0] > 1 or times[-1] < 0:
         raise ValueError("times must decrease, from noise (near 1) to data (0), and hold at least two entries")
     for t, s in pairwise(times.to(x)):
-        x = step(denoiser, x, t.expand(len(x)), s.expand(len(x)))
+        with torch.no_grad():  # here: as a decorator it would not reach into a wrapped generator
+            x = step(denoiser, x, t.expand(len(x)), s.expand(len(x)))
         yield x
 
 

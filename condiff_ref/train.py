@@ -113,7 +113,11 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint, identity)
     precise = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device))
-    bar = tqdm(total=steps or seconds, disable=None if progress else True, bar_format=_BAR.format(unit="steps" if steps else "s"))
+    bar = tqdm(
+        total=steps or seconds,
+        disable=None if progress else True,
+        bar_format=_BAR.format(unit="steps" if steps else "s"),
+    )
     saved = time.monotonic()
     for x, y in batches(images, labels, batch_size, seed, start=run.step):
         done = run.step / steps if steps else run.elapsed / seconds
@@ -202,7 +206,9 @@ class _Run:
         named = list(self.network.named_parameters())
         weight = next((name for name, p in named if not p.isfinite().all()), None)
         gradient = next((name for name, p in named if p.grad is not None and not p.grad.isfinite().all()), None)
-        where = f"the weights of {weight}" if weight else f"the gradient of {gradient}" if gradient else "the loss alone"
+        where = (
+            f"the weights of {weight}" if weight else f"the gradient of {gradient}" if gradient else "the loss alone"
+        )
         before = f"{self.losses[bad - 1]:.4g}" if bad else "none"
         return (
             f"the loss became {self.losses[bad]} at step {bad + 1} (the loss before it: {before}). First thing that is "

@@ -3,10 +3,10 @@
 Figures are built without pyplot, so that they may be drawn on any thread.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -37,22 +37,29 @@ def tile(images: Images, columns: int, gap: int = 1) -> Tensor:
     return rows.reshape(n // columns * (h + gap), columns * (w + gap))[:-gap, :-gap]
 
 
-def show_tile(axes, images: Images, columns: int, title: str = "") -> None:
+def show_tile(axes: Axes, images: Images, columns: int, title: str = "") -> None:
     """Draw a tile into matplotlib axes, ink on paper, without ticks."""
     axes.imshow(tile(images, columns), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_axis_off()
 
 
-def scale_sweep(panels: Sequence[tuple[str, Images]], heading: str, footer: str, columns: int = 10) -> Figure:
-    """One panel of digits per guidance scale, a column per class."""
-    figure = Figure(figsize=(7, 8.6), facecolor="white", layout="constrained")
-    figure.suptitle(heading, fontsize=13, x=0.02, ha="left", weight="bold")
-    rows = -(-len(panels) // 2)
-    for axes, (title, images) in zip(figure.subplots(rows, 2, squeeze=False).flat, panels, strict=False):
-        show_tile(axes, images, columns, title)
-    figure.supxlabel(footer, fontsize=9, x=0.02, ha="left")
-    return figure
+def show_trade_off(axes: Axes, points: dict[float, tuple]) -> None:
+    """Draw, for each guidance scale, diversity across and class accuracy up, with their intervals as crosses."""
+    for scale, (accuracy, diversity) in points.items():
+        role = {0.0: "unconditional", 1.0: "conditional"}.get(scale, "guided")
+        axes.plot(
+            *zip((diversity.low, accuracy.value), (diversity.high, accuracy.value), strict=True), color=COLOURS[role]
+        )
+        axes.plot(
+            *zip((diversity.value, accuracy.low), (diversity.value, accuracy.high), strict=True), color=COLOURS[role]
+        )
+        axes.annotate(
+            f"scale {scale:g}", (diversity.value, accuracy.value), (6, -12), textcoords="offset points", fontsize=9
+        )
+    axes.axvline(1, color=COLOURS["data"], lw=0.8, ls=":")
+    axes.set(xlabel="diversity within a class (real digits: 1)", ylabel="class accuracy", ylim=(0, 1.05))
+    axes.set_title("adherence against diversity, 95 % intervals", fontsize=10, loc="left")
 
 
 def save_png(figure: Figure, path: Path, alt: str) -> None:

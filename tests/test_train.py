@@ -90,7 +90,8 @@ def test_conditional_minus_unconditional_loss_is_their_squared_distance(kind):
         return out
 
     losses = [
-        diffusion_loss(network(c), x0, kind, schedule, Generator().manual_seed(1), draw_time=_always(0.5)) for c in (0, 1)
+        diffusion_loss(network(c), x0, kind, schedule, Generator().manual_seed(1), draw_time=_always(0.5))
+        for c in (0, 1)
     ]
     assert float(losses[0] - losses[1]) == pytest.approx(float(gaps[0]), rel=0.05)
 

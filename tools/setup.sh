@@ -113,6 +113,7 @@ echo "Setting up $venv: $what, Python $("$venv/bin/python" -c 'import platform; 
 [[ $fresh == no ]] || echo "This takes $size GB of disk and $time."
 
 log=$venv/setup.log
+trap 'stop "Interrupted. The same command starts afresh."' INT
 install() { # every word of pip goes to the log; on the screen only what one waits for
     pip install -c constraints.txt "$@" 2>&1 | tee -a "$log" | awk '
         /(Downloading|Using cached) .*\(([0-9]+[0-9]\.[0-9] MB|.* GB)\)/ {
