@@ -31,9 +31,9 @@ lint: $(STAMP) ## check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-lock: $(STAMP) ## pin what pyproject.toml newly asks for; delete a line of constraints.txt first to renew that pin
+lock: ## pin what pyproject.toml newly asks for; delete a line of constraints.txt first to renew that pin
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
-	$(BIN)/python -m venv "$$tmp" && "$$tmp/bin/python" -m pip install -q uv && \
+	$(or $(PY),python3) -m venv "$$tmp" && "$$tmp/bin/python" -m pip install -q --disable-pip-version-check uv && \
 	"$$tmp/bin/uv" pip compile -q --universal --python-version 3.11 --all-extras --no-header --no-annotate \
 		pyproject.toml -o constraints.txt
 

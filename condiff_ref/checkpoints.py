@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from . import data
 from .data import Affine, measure_affine
 from .denoisers import as_denoiser, clip_x0
 from .files import CheckpointError, read_safetensors, write_safetensors
+from .judge import certify
 from .recipes import Recipe
 from .schedules import Schedule
 from .shapes import Denoiser, Images, Labels
@@ -58,7 +60,7 @@ class Checkpoint:
 
     def clip(self, denoiser: Denoiser) -> Denoiser:
         """Keep estimates of x0 within the range of pixels, which is [-1, 1] before scaling."""
-        black, white = (self.affine.encode(torch.tensor(value)).item() for value in (-1.0, 1.0))
+        black, white = self.affine.encode(torch.tensor([-1.0, 1.0])).tolist()
         return clip_x0(denoiser, black, white)
 
     def decode(self, x0: Tensor) -> Images:
@@ -94,7 +96,8 @@ def train_recipe(
     if steps is None and seconds is None:
         steps, seconds = recipe.steps, recipe.seconds
     images, labels = recipe.load_data(root)
-    affine = measure_affine(images)
+    is_judge = recipe.architecture == "JudgeNet"
+    affine = Affine(0.0, 1.0) if is_judge else measure_affine(images)  # a judge reads pixels as they are
     result = fit(
         recipe.build(seed),
         recipe.loss,
@@ -121,6 +124,8 @@ def train_recipe(
         machine=machine(),
         condiff=importlib.metadata.version("condiff"),
     )
+    if is_judge:
+        card |= certify(result.network.cpu(), *data.mnist("train", root))
     checkpoint = Checkpoint(result.network, recipe, affine, card)
     save(out, checkpoint)
     return checkpoint

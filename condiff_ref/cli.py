@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from . import checkpoints, demo, doctor, generate, pictures, recipes
-from .judge import judge_samples
+from . import checkpoints, demo, doctor, generate, metrics, pictures, recipes
 from .data import DataError
 from .files import CheckpointError
 from .train import TrainingDiverged
@@ -130,7 +129,7 @@ def evaluate(
 ):
     """Judge samples: class accuracy, Frechet distance, precision, recall, diversity and copies, with intervals."""
     images, label = pictures.read(file)
-    figures = judge_samples(data, images, label, seed=seed, root=data_root)
+    figures = metrics.evaluate(data, images, label, seed=seed, root=data_root)
     report(figures, json_file)
 
 

@@ -50,8 +50,8 @@ def unet_cost(unet: UNet, height: int, width: int) -> Cost:
 
 
 def sampling_cost(evaluation: Cost, steps: int, passes: int = 2, order: int = 1) -> Cost:
-    """A whole run of a sampler: `passes` networks per denoiser (classifier-free guidance: 2), `order` denoisers per step
-    (Euler, DDIM, DDPM: 1; Heun: 2, and 1 in the step that ends at the data). The weights are counted once.
+    """A whole run of a sampler. `passes`: networks per denoiser (classifier-free guidance: 2). `order`: denoisers per
+    step (Euler, DDIM, DDPM: 1; Heun: 2, and 1 in the step that ends at the data). The weights are counted once.
 
     Raises ValueError unless steps and passes are at least 1 and order is 1 or 2.
     """

@@ -12,7 +12,7 @@ from rich.table import Table
 from . import recipes, viz
 from .checkpoints import train_recipe
 from .generate import Guidance, generate
-from .judge import judge_samples
+from .metrics import Interval, evaluate
 from .shapes import Images
 
 SCALES = (0.0, 1.0, 2.0, 4.0)
@@ -44,7 +44,7 @@ def run(
     )
     samples = {s: generate(model, label, Guidance(scale=s), seed=seed, progress=True) for s in SCALES}
     messages.print("3/3 Judging them, with bootstrap intervals.")
-    judged = {s: judge_samples(data, images, label, seed=seed, root=root) for s, images in samples.items()}
+    judged = {s: evaluate(data, images, label, seed=seed, root=root) for s, images in samples.items()}
 
     real, real_label = recipe.load_data(root)
     rows = torch.stack([real[real_label == k][:ROWS] for k in range(10)], dim=1).flatten(0, 1)
@@ -61,25 +61,29 @@ def run(
 
 
 def table(judged: dict[float, dict]) -> Table:
-    """A row per scale; brackets are 95 % intervals."""
+    """A row per scale and one for real digits; under each value its 95 % interval. Fits into 80 columns."""
     first = next(iter(judged.values()))
-    title = (
-        f"{first['n']} samples per scale; the judge is right on {first['judge_accuracy']} of real digits it never saw"
-    )
+    title = f"{first['n']} samples per scale, and as many real digits, under one judge; 95 % intervals"
     result = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
-    floor = f"(real: {first['frechet_floor']:.3f})"
-    for heading in ("scale", "class accuracy", "diversity (real: 1)", f"Frechet distance {floor}", "recall", "copies"):
+    for heading in ("scale", "accuracy", "diversity", "Frechet distance", "recall", "copies"):
         result.add_column(heading)
     for scale, f in judged.items():
-        cells = (f[name] for name in ("accuracy", "diversity", "frechet_distance", "recall", "copies"))
-        result.add_row(f"{scale:g}", *map(str, cells))
+        result.add_row(f"{scale:g}", *(_cell(f[name]) for name in ("accuracy", "diversity", "fd", "recall", "copies")))
+    result.add_row(
+        "real", _cell(first["accuracy_real"]), "1", _cell(first["fd_real"]), _cell(first["recall_real"]), "0.010"
+    )
     return result
+
+
+def _cell(interval: Interval) -> str:
+    digits = 3 if interval.high < 10 else 2
+    return f"{interval.value:.{digits}f}\n[dim]{interval.low:.{digits}f} - {interval.high:.{digits}f}[/]"
 
 
 def picture(real: Images, samples: dict[float, Images], judged: dict[float, dict], about: str) -> Figure:
     """Six panels: real digits, samples at each scale, and accuracy against diversity."""
     figure = Figure(figsize=(9, 9), facecolor="white", layout="constrained")
-    figure.suptitle(f"What guidance gives and takes. {about.capitalize()}", fontsize=12, x=0.01, ha="left")
+    figure.suptitle(f"What guidance gives and takes: a {about}", fontsize=12, x=0.01, ha="left")
     panels = list(figure.subplots(3, 2).flat)
     viz.show_tile(panels[0], real, 10, "real digits")
     for axes, (scale, images) in zip(panels[1:], samples.items(), strict=False):

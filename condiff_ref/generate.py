@@ -103,8 +103,8 @@ def generate(
 ) -> Images:
     """One picture per label (n, c, h, w) in [-1, 1], on the CPU.
 
-    The noise is drawn on the CPU from `seed`, so that every device starts from the same. Raises ValueError for a sampler
-    or rule that does not exist, for fewer than one step, and for labels outside the classes.
+    The noise is drawn on the CPU from `seed`, so that every device starts from the same. Raises ValueError for a
+    sampler that does not exist, for fewer than one step, and for labels outside the classes.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"there is no sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")

@@ -1,4 +1,4 @@
-"""The pieces that the networks share: time and label embeddings, attention, and the residual block that they modulate."""
+"""What the networks share: time and label embeddings, attention, and the residual block that they modulate."""
 
 import math
 
@@ -113,5 +113,3 @@ def zero_init(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
-
-

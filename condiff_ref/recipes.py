@@ -101,7 +101,7 @@ MNIST_JUDGE = Recipe(
     data="mnist",
     split="test",
     architecture="JudgeNet",
-    steps=3000,
+    steps=6000,
     seconds=None,
 )
 RECIPES = (DIGITS_UNET, DIGITS_CLASSIFIER, MNIST_UNET, MNIST_CLASSIFIER, MNIST_JUDGE)

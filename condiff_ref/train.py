@@ -30,7 +30,7 @@ def drop(label: Labels, null: int, prob: float, generator: Generator | None = No
 
 
 def logit_normal(n: int, generator: Generator | None = None) -> Time:
-    """t = sigmoid(z), z standard normal: most often half-way, where there is most to learn (Esser et al. 2024, eq. 19)."""
+    """t = sigmoid(z), z standard normal: mostly half-way, where there is most to learn (Esser et al. 2024, eq. 19)."""
     device = None if generator is None else generator.device
     return torch.randn(n, generator=generator, device=device).sigmoid()
 

@@ -1,4 +1,4 @@
-"""The pictures that demo, command line and lessons share: one colour per role, and words beside each for who cannot see.
+"""The pictures that demo, command line and lessons share: one colour per role, and a description beside each.
 
 Figures are built without pyplot, so that they may be drawn on any thread.
 """
@@ -58,6 +58,7 @@ def show_trade_off(axes: Axes, points: dict[float, tuple]) -> None:
             f"scale {scale:g}", (diversity.value, accuracy.value), (6, -12), textcoords="offset points", fontsize=9
         )
     axes.axvline(1, color=COLOURS["data"], lw=0.8, ls=":")
+    axes.margins(x=0.15)
     axes.set(xlabel="diversity within a class (real digits: 1)", ylabel="class accuracy", ylim=(0, 1.05))
     axes.set_title("adherence against diversity, 95 % intervals", fontsize=10, loc="left")
 

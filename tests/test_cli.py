@@ -22,8 +22,7 @@ def run(monkeypatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["condiff", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
         cli.main()
-        raise SystemExit(0)
-    return end.value.code
+    return end.value.code or 0
 
 
 def trained(path: Path, recipe: str, **settings) -> Path:
@@ -133,7 +132,7 @@ IMAGES, LABELS = np.zeros((4, 1, 8, 8), np.float32), np.arange(4)
         (dict(images=IMAGES + 9, labels=LABELS), "pixels must lie in [-1, 1], these go from 9 to 9"),
         (dict(images=IMAGES * np.nan, labels=LABELS), "pixels must lie in [-1, 1]"),
         (dict(images=IMAGES, labels=LABELS / 2), "labels integers"),
-        (dict(images=np.zeros((4, 1, 28, 28), np.float32), labels=LABELS), "8 x 8"),
+        (dict(images=np.zeros((4, 1, 28, 28), np.float32), labels=LABELS), "reads images (n, 1, 8, 8)"),
         (dict(images=IMAGES, labels=LABELS + 8), "labels must be 0 to 9"),
     ],
 )

@@ -149,6 +149,7 @@ case "$*" in
 *"-m venv"*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python" ;;
 *"-m pip index"*) echo "Available versions: $STUB_OFFERS" ;;
 *"-m pip install"*) echo "$*" >>"$STUB_ASKED"; exit "${{STUB_FAILS:-0}}" ;;
+*"-m pytest"*) ;;
 "- "*) cat >"$STUB_ASKED.check" ;;
 *) exec "{sys.executable}" "$@" ;;
 esac
@@ -195,9 +196,10 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
-TORCH = pins(lines("constraints.txt"), "3.11")["torch"]
-DEFAULT = [f"-c constraints.txt torch==={TORCH} -e .[images,course,test]"]
-SMALL = [f"-c constraints.txt torch=={TORCH} -e .[course,test]"]
+TORCH = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
+RECENT_PIP = "-c constraints.txt --upgrade pip"
+DEFAULT = [RECENT_PIP, f"-c constraints.txt torch==={TORCH} -e .[images,course,test]"]
+SMALL = [RECENT_PIP, f"-c constraints.txt torch=={TORCH} -e .[course,test]"]
 
 
 def test_make_alone_lists_every_public_target(machine):
@@ -237,7 +239,7 @@ def test_a_change_of_dependencies_is_installed_by_the_next_command(machine, name
     later = (machine.venv / ".installed").stat().st_mtime + 5
     os.utime(machine.checkout / name, (later, later))
     machine.make("test")
-    assert machine.installs() == SMALL
+    assert machine.installs() == SMALL[1:]
 
 
 def test_an_interrupted_setup_is_repaired_by_running_it_again(machine):
@@ -283,7 +285,8 @@ def test_the_small_install_says_when_pip_offers_no_cpu_wheel(machine):
 def test_the_small_install_takes_torch_and_only_torch_from_the_index_it_is_given(machine):
     code, told = machine.make("setup", "TORCH=cpu", "TORCH_INDEX=index-of-wheels")
     assert code == 0, told
-    assert machine.installs() == [f"-c constraints.txt --no-deps -i index-of-wheels torch=={TORCH}", *SMALL]
+    from_index = f"-c constraints.txt --no-deps -i index-of-wheels torch=={TORCH}"
+    assert machine.installs() == [SMALL[0], from_index, SMALL[1]]
 
 
 def test_a_folder_that_setup_did_not_make_is_left_alone(machine):
@@ -340,6 +343,14 @@ def test_a_python_that_will_not_do_is_named_with_the_reason_and_what_to_type(mac
     assert "sudo apt-get install python3 python3-venv" in told
     assert "make setup PY=" in told
     assert not machine.venv.exists()
+
+
+def test_a_python_without_ensurepip_lends_the_environment_its_pip(machine):
+    answers = '*find_spec*) echo "fits 3.11.2 pip" ;;\n*"-m pip --python"*) echo "$*" >>"$STUB_ASKED" ;;\n'
+    machine.program("python3.11", STUB.replace('case "$*" in\n', 'case "$*" in\n' + answers))
+    code, told = machine.make("setup")
+    assert code == 0, told
+    assert machine.installs() == ["-q pip", *DEFAULT]
 
 
 def test_the_python_that_is_asked_for_is_the_one_that_is_taken(machine):

@@ -1,6 +1,7 @@
 """Facts about the exact world: each closed form by torch.distributions, autograd, quadrature or a published number.
 
-Float64, and assert_close's own tolerance for rounding (1e-7), unless said.
+Float64, and assert_close's own tolerance for rounding (1e-7), unless said. Numbers of an "erratum" and "the curriculum"
+were computed for the course before this package and without it.
 """
 
 import math
@@ -172,7 +173,7 @@ def test_the_noise_a_perfect_network_predicts_and_its_loss_in_one_dimension():
     x, t = line(-9, 9, 3601)[:, None], at(0.5, 3601)  # alpha = sigma there
     world = line2(1.0, 0.25)
     eps = -NOW.sigma(numbers(0.5)) * world.score(numbers([0.3]), numbers(0.5), NOW)
-    assert eps.item() == pytest.approx(0.077849906, abs=5e-10)  # AUDIT E21
+    assert eps.item() == pytest.approx(0.077849906, abs=5e-10)  # erratum E21
     p = world.log_prob(x, t, NOW).softmax(0)
     assert (p @ world.posterior_cov(x, t, NOW)[:, 0, 0]).item() == pytest.approx(0.532005894, abs=5e-10)
 
@@ -269,8 +270,8 @@ def test_samples_come_from_the_generator_alone():
 def test_the_tilt_keeps_the_crowded_island(scale: float, crowded: float, acceptance: float):
     tilt, cond = WORLD.tilted(0, scale, points=121), WORLD.tilted(0, 1.0, points=121)
     nearer = (tilt.points - WORLD.means[1]).norm(dim=1) < (tilt.points - WORLD.means[0]).norm(dim=1)
-    assert tilt.probs[nearer].sum().item() == pytest.approx(crowded, abs=1e-3)  # CURRICULUM T2, three digits
-    # accepting x ~ p(x | y) with probability p(y | x)^(scale - 1) samples the tilt, this often (CURRICULUM section 1)
+    assert tilt.probs[nearer].sum().item() == pytest.approx(crowded, abs=1e-3)  # the curriculum's table, three digits
+    # accepting x ~ p(x | y) with probability p(y | x)^(scale - 1) samples the tilt, this often (the same table)
     log_py = WORLD.class_log_prob(cond.points, at(0.0, len(cond.points)), NOW, 0)
     assert (cond.probs @ ((scale - 1) * log_py).exp()).item() == pytest.approx(acceptance, abs=1e-3)
 
@@ -305,7 +306,7 @@ def test_a_grids_samples_have_its_moments_and_fill_its_cells():
     assert within.max().item() == pytest.approx(0.5, abs=0.01)  # of the cell, and reached: the draws spread evenly
 
 
-def test_the_tilt_of_two_gaussians_is_audit_e1s():
+def test_the_tilt_of_two_gaussians_is_erratum_e1s():
     tilt = tilted_gaussian(gaussian(1.0, 0.5), gaussian(0.0, 1.0), 2.0)
     assert (tilt.means.item(), tilt.covs.item()) == (pytest.approx(4 / 3), pytest.approx(1 / 3))
 

@@ -16,7 +16,7 @@ from condiff_ref.schedules import Schedule, add_noise, cosine, flow, linear_beta
 # Away from both ends, where some kinds lose a number: the worst division there is by alpha or sigma, about 0.01.
 TIMES = st.lists(st.floats(0.02, 0.98), min_size=16, max_size=16).map(lambda t: torch.tensor(t, dtype=torch.float64))
 POINTS = st.integers(0, 2**32).map(lambda seed: random(16, 3, seed=seed))
-QUICK = settings(max_examples=8, deadline=None)  # of 16 times each, on every path and kind
+QUICK = settings(max_examples=4, deadline=None)  # of 16 times each, on every path and kind
 HALF = torch.tensor([0.5], dtype=torch.float64)
 
 

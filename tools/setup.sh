@@ -78,7 +78,8 @@ if [[ $fresh == yes ]]; then
     [[ $answer == fits\ * ]] || stop \
         "condiff needs Python 3.11, 3.12 or 3.13 with its venv module. Tried:" "$tried" \
         "Debian and Ubuntu have it in two packages:   sudo apt-get install python3 python3-venv" \
-        "A Python that lies somewhere else:   make setup PY=/path/to/python3.12"
+        "One that lies somewhere else:   make setup PY=/path/to/python3.12" \
+        "Conda and mamba bring their own; see environment.yml."
     read -r _ version pip_from <<<"$answer"
     mkdir -p "$venv"
     room
@@ -119,14 +120,16 @@ install() { # every word of pip goes to the log; on the screen only what one wai
         /(Downloading|Using cached) .*\(([0-9]+[0-9]\.[0-9] MB|.* GB)\)/ {
             sub(/^ */, ""); sub(/-(cp|py)[0-9].*\.whl/, ""); print "  " $0; fflush()
         }
-        /^Installing collected packages/ { print "  Unpacking " NF - 3 " packages"; fflush() }' || {
+        /^Installing collected packages/ && NF > 9 { print "  Unpacking " NF - 3 " packages"; fflush() }' || {
         tail -n 12 "$log" >&2
         stop "pip did not get through; all it said is in $log. The same command starts afresh."
     }
 }
+[[ $fresh == no ]] || install --upgrade pip # a recent one is twice as fast
 [[ -z ${TORCH_INDEX:-} ]] || install --no-deps -i "$TORCH_INDEX" "torch==$(pin torch)"
 install "${want[@]}"
 rm -rf "$TMPDIR"
+unset TMPDIR
 
 "$venv/bin/python" - "$torch" <<'EOF'
 import sys
