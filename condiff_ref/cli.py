@@ -21,7 +21,9 @@ messages = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
 
 
-class Data(StrEnum):
+class DataSet(StrEnum):
+    """What to train on and to judge by."""
+
     digits = "digits"
     mnist = "mnist"
 
@@ -37,7 +39,7 @@ Seed = Annotated[int, Option(min=0)]
 
 @app.command("demo")
 def run_demo(
-    data: Annotated[Data, Option(help="digits needs no download.")] = Data.digits,
+    data: Annotated[DataSet, Option(help="digits needs no download.")] = DataSet.digits,
     seconds: Annotated[float | None, Option(min=1, help="Training time, instead of the recipe's own.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -51,7 +53,7 @@ def run_demo(
 @app.command()
 def train(
     recipe: Annotated[str, Argument(help="One of " + ", ".join(r.name for r in recipes.RECIPES) + "; or unet, ...")],
-    data: Annotated[Data | None, Option(help="Which data a short name such as unet means.")] = None,
+    data: Annotated[DataSet | None, Option(help="Which data a short name such as unet means.")] = None,
     seconds: Annotated[float | None, Option(help="Train for so long; the learning rate follows the clock.")] = None,
     steps: Annotated[int | None, Option(help="Train for so many steps: repeatable to the bit.")] = None,
     seed: Seed = 0,
@@ -122,7 +124,7 @@ def sample(
 @app.command()
 def evaluate(
     file: Annotated[Path, Argument(help="FILE.npz with images (n, 1, h, w) in [-1, 1] and labels (n,).")],
-    data: Annotated[Data, Option(help="What the samples should look like.")],
+    data: Annotated[DataSet, Option(help="What the samples should look like.")],
     seed: Annotated[int, Option(min=0, help="Of the real subsets and of the bootstrap.")] = 0,
     data_root: DataRoot = None,
     json_file: Json = None,
