@@ -31,6 +31,7 @@ def unet_cost(unet: UNet, height: int, width: int) -> Cost:
     """
     if unet.attention is not None:
         raise ValueError("the cost of attention is not part of this count: build the U-Net without context_dim")
+    height, width = height + 2 * unet.padding, width + 2 * unet.padding
     if height % unet.divisor or width % unet.divisor:
         raise ValueError(f"height and width must be multiples of {unet.divisor}, got {height} x {width}")
     widths, emb = unet.widths, unet.emb_dim

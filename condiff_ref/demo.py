@@ -1,6 +1,8 @@
 """The main job: train on real handwriting, guide at several scales, and look at what guidance gives and takes."""
 
 import json
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from .shapes import Images
 SCALES = (0.0, 1.0, 2.0, 4.0)
 MEANING = {0.0: "no guidance, the class is ignored", 1.0: "conditional", 2.0: "guided", 4.0: "guided hard"}
 PER_CLASS = 100
+STEPS = 10  # of Euler
 ROWS = 6  # of ten digits, in each panel of the picture
 
 
@@ -42,7 +45,7 @@ def run(
     messages.print(
         f"2/3 Sampling {len(label)} digits at each of the guidance scales {', '.join(map('{:g}'.format, SCALES))}."
     )
-    samples = {s: generate(model, label, Guidance(scale=s), seed=seed, progress=True) for s in SCALES}
+    samples = {s: generate(model, label, Guidance(scale=s), steps=STEPS, seed=seed, progress=True) for s in SCALES}
     messages.print("3/3 Judging them, with bootstrap intervals.")
     judged = {s: evaluate(data, images, label, seed=seed, root=root) for s, images in samples.items()}
 
@@ -52,11 +55,13 @@ def run(
     figures = dict(card=model.card, scales={f"{s:g}": judged[s] for s in SCALES})
     file.with_suffix(".json").write_text(json.dumps(figures, indent=1, default=vars) + "\n")
     results.print(table(judged))
+    program = os.path.relpath(sys.argv[0]) if os.sep in sys.argv[0] else sys.argv[0]
     messages.print(
         f"Done in {time.monotonic() - began:.0f} s. Open next:\n"
         f"  {file.with_suffix('.png')}: the samples, and what guidance gives and takes\n"
-        f"  condiff sample {file} --scale 3 --out mine.png: samples of your own; --help lists every guidance\n"
-        "  condiff_ref/guidance.py: how it is done"
+        f"  {program} sample {file} --scale 3 --out mine.png: samples of your own; --help lists every guidance\n"
+        "  condiff_ref/guidance.py: how it is done",
+        soft_wrap=True,
     )
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -20,8 +20,10 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], about: dict) -> No
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, {"about": json.dumps(about)})
-    with open(partial, "rb") as file:
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"about": json.dumps(about)})
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())  # otherwise the rename may reach the disk before the bytes do
     os.replace(partial, path)
 

@@ -17,6 +17,7 @@ class UNet(nn.Module):
     label: an embedding added to that of time, and from there a scale and shift in every block.
     context: cross-attention at the lowest resolution.
     residuals: added to the skip connections and the middle (ControlNet), ordered as `forward` makes them.
+    padding: pixels put around the picture and cut off again, so that 28 becomes 32, which halves more often.
     patch: pixels per side that are folded into channels first, so that the costly full resolution is never convolved.
     """
 
@@ -27,11 +28,13 @@ class UNet(nn.Module):
         classes: int | None = None,
         context_dim: int | None = None,
         *,
+        padding: int = 0,
         patch: int = 1,
         emb_dim: int = 128,
     ):
         super().__init__()
-        self.channels, self.widths, self.patch, self.emb_dim = channels, tuple(widths), patch, emb_dim
+        self.channels, self.widths, self.emb_dim = channels, tuple(widths), emb_dim
+        self.padding, self.patch = padding, patch
         self.divisor = patch * 2 ** (len(widths) - 1)
         self.label_embedding = LabelEmbedding(classes, emb_dim) if classes else None
         self.time_mlp = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
@@ -69,7 +72,7 @@ class UNet(nn.Module):
         """
         self._check(xt, label)
         emb = F.silu(self.embed(t, label))
-        h = self.stem(F.pixel_unshuffle(xt, self.patch))
+        h = self.stem(F.pixel_unshuffle(F.pad(xt, [self.padding] * 4), self.patch))
         skips = []
         for i, block in enumerate(self.down_blocks):
             h = block(h, emb)
@@ -87,7 +90,8 @@ class UNet(nn.Module):
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
             if i < len(self.ups):
                 h = self.ups[i](h)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
+        out = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
+        return F.pad(out, [-self.padding] * 4)
 
     def embed(self, t: Time, label: Labels | None = None) -> Tensor:
         """(b,), (b,) -> (b, emb_dim)."""
@@ -98,9 +102,11 @@ class UNet(nn.Module):
         return emb + self.label_embedding(label)
 
     def _check(self, xt: Tensor, label: Tensor | None) -> None:
-        if xt.shape[1] != self.channels or xt.shape[2] % self.divisor or xt.shape[3] % self.divisor:
+        height, width = (side + 2 * self.padding for side in xt.shape[2:])
+        if xt.shape[1] != self.channels or height % self.divisor or width % self.divisor:
+            padded = f" less {2 * self.padding}" if self.padding else ""
             raise ValueError(
-                f"this network takes (b, {self.channels}, h, w) with h and w multiples of {self.divisor}, "
+                f"this network takes (b, {self.channels}, h, w) with h and w multiples of {self.divisor}{padded}, "
                 f"got {tuple(xt.shape)}"
             )
         if label is not None and self.label_embedding is None:

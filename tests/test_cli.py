@@ -183,6 +183,17 @@ def test_training_says_what_it_did_and_writes_it_as_json(tmp_path, monkeypatch, 
     assert run(monkeypatch, "train", "unet", "--steps", 5, "--out", out, "--overwrite") == 0
 
 
+def test_the_demo_leaves_a_picture_a_table_and_figures(tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, "demo", "--seconds", 2, "--out", tmp_path) == 0
+    figures = json.loads((tmp_path / "demo-digits.json").read_text())
+    assert list(figures["scales"]) == ["0", "1", "2", "4"]
+    assert figures["scales"]["0"]["accuracy"]["high"] < 0.2  # nobody asked the samples for a class
+    assert (tmp_path / "demo-digits.png").read_bytes().startswith(b"\x89PNG")
+    captured = capsys.readouterr()
+    assert "Frechet" in captured.out
+    assert "demo-digits.png" in captured.err
+
+
 def test_doctor_finds_nothing_broken_here(monkeypatch, capsys):
     assert run(monkeypatch, "doctor") == 0
     screen = capsys.readouterr().out

@@ -15,6 +15,7 @@ NETWORKS = [
     (dict(channels=1, widths=(32, 64), classes=10, patch=2), 28, 28),
     (dict(channels=3, widths=(16, 24, 40)), 16, 24),
     (dict(channels=1, widths=(8,), classes=3, emb_dim=32), 8, 8),
+    (dict(channels=1, widths=(8, 12, 16), padding=2, patch=2), 28, 20),
 ]
 
 

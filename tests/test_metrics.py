@@ -91,9 +91,9 @@ def test_bootstrap_of_a_mean_is_students_interval():
     interval = bootstrap(lambda x: x.mean().item(), x, draws=2000, generator=generator(1))
     half = 1.96 * x.std().item() / 20
     assert interval.value == x.mean().item()
-    # the quantiles of 2000 draws are about 5 % of the half width off
+    # the quantiles of 2000 draws are about 3 % of the half width off; at 90 % it would be 16 % narrower
     assert_close(
-        [interval.low, interval.high], [x.mean().item() - half, x.mean().item() + half], atol=0.2 * half, rtol=0
+        [interval.low, interval.high], [x.mean().item() - half, x.mean().item() + half], atol=0.1 * half, rtol=0
     )
 
 
@@ -124,7 +124,7 @@ def test_bootstrap_of_a_distance_covers_its_mean_at_this_n():
         bootstrap(frechet_distance, *distance(seed), draws=40, generator=generator(seed)) for seed in range(repeats)
     ]
     covered = sum(interval.low <= mean <= interval.high for interval in intervals)
-    assert covered >= 34  # of 40; at 95 % fewer have probability 1 in 100
+    assert covered >= 34  # of 40; at 95 % fewer have probability 3 in 1000
     assert sum(interval.low < interval.value < interval.high for interval in intervals) == repeats
 
 
@@ -443,9 +443,11 @@ def test_a_missing_checkpoint_says_how_to_make_it(monkeypatch, tmp_path):
 @needs_mnist
 def test_the_mnist_judge_scores_its_own_accuracy(mnist_judge):
     images, labels = data.mnist("train")
-    measured = class_accuracy(mnist_judge, images[::6], labels[::6])
+    # at random: images of the two groups of writers alternate, so that every second one is harder
+    some = torch.randperm(60_000, generator=generator())[:10_000]
+    measured = class_accuracy(mnist_judge, images[some], labels[some])
     assert measured.low <= mnist_judge.test_accuracy.value <= measured.high
-    assert mnist_judge.test_accuracy.value >= 0.992
+    assert mnist_judge.test_accuracy.low > 0.99
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         class_accuracy(mnist_judge, images[:100] / 2 + 0.5, labels[:100])
 

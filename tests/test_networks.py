@@ -148,6 +148,7 @@ def test_context_is_read_and_starts_silent():
     [
         ((1, 2, 9, 8), None, r"multiples of 4, got \(1, 2, 9, 8\)"),
         ((1, 2, 8, 6), None, r"multiples of 4, got \(1, 2, 8, 6\)"),
+        ((1, 2, 6, 6), None, r"multiples of 4, got \(1, 2, 6, 6\)"),
         ((1, 1, 8, 8), None, r"takes \(b, 2, h, w\)"),
         ((1, 2, 8, 8), 6, "labels are 0 to 4, and 5 for none"),
         ((1, 2, 8, 8), -1, "labels are 0 to 4"),
@@ -157,6 +158,13 @@ def test_unet_names_what_it_cannot_take(shape, label, message):
     label = None if label is None else torch.tensor([label])
     with pytest.raises(ValueError, match=message):
         UNet(**SIZES)(torch.randn(shape), torch.rand(1), label=label)
+
+
+def test_padding_widens_what_halves_and_is_cut_off_again():
+    unet = awake(UNet(1, (8, 8, 8), padding=2, patch=2))
+    assert unet(torch.randn(1, 1, 28, 28).double(), torch.rand(1).double()).shape == (1, 1, 28, 28)
+    with pytest.raises(ValueError, match=r"multiples of 8 less 4, got \(1, 1, 32, 32\)"):
+        UNet(1, (8, 8), padding=2, patch=4)(torch.randn(1, 1, 32, 32), torch.rand(1))
 
 
 def test_a_unet_without_classes_refuses_labels():
