@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from . import recipes, viz
 from .checkpoints import train_recipe
@@ -85,7 +86,7 @@ def _cell(interval: Interval) -> str:
     return f"{interval.value:.{digits}f}\n[dim]{interval.low:.{digits}f} - {interval.high:.{digits}f}[/]"
 
 
-def picture(real: Images, samples: dict[float, Images], judged: dict[float, dict], about: str) -> Figure:
+def picture(real: Images, samples: dict[float, Tensor], judged: dict[float, dict], about: str) -> Figure:
     """Six panels: real digits, samples at each scale, and accuracy against diversity."""
     figure = Figure(figsize=(9, 9), facecolor="white", layout="constrained")
     figure.suptitle(f"What guidance gives and takes: a {about}", fontsize=12, x=0.01, ha="left")

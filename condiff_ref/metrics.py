@@ -173,6 +173,7 @@ def evaluate(
     where = {} if data_set == "digits" else {"root": root}
     load = data.digits if data_set == "digits" else data.mnist
     held_out, _ = load("test", **where)
+    held_out = held_out[:2000]  # enough for a threshold at 1 %, and five times quicker than all of MNIST
     return report(judge, images, labels, load("train", **where), held_out, generator=Generator().manual_seed(seed))
 
 

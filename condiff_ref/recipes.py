@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from . import data, schedules
 from .classifier import NoisyClassifier, classifier_loss
 from .judge import JudgeNet, judge_loss
 from .schedules import Schedule
-from .train import diffusion_loss, drop
+from .train import diffusion_loss, drop, logit_normal
 from .unet import UNet
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (UNet, NoisyClassifier, JudgeNet)}
@@ -34,6 +35,7 @@ class Recipe:
     kind: str = "flow"
     schedule: str = "flow"
     drop: float = 0.1  # probability that training hides the label
+    time_mean: float = 0.0  # of the logit of t
     batch_size: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.01
@@ -64,7 +66,8 @@ class Recipe:
         if self.architecture == "NoisyClassifier":
             return classifier_loss(network, x0, label, self.path(), generator)
         label = drop(label, network.null, self.drop, generator)
-        return diffusion_loss(network, x0, self.kind, self.path(), generator, label=label)
+        draw_time = partial(logit_normal, mean=self.time_mean)
+        return diffusion_loss(network, x0, self.kind, self.path(), generator, label=label, draw_time=draw_time)
 
 
 DIGITS_UNET = Recipe(
@@ -75,9 +78,11 @@ DIGITS_UNET = Recipe(
 )
 MNIST_UNET = Recipe(
     name="mnist-unet",
-    about="class-conditional U-Net on MNIST, the full resolution folded into channels",
+    about="class-conditional U-Net on MNIST, patches of 4x4 pixels folded into channels",
     data="mnist",
-    arguments=dict(channels=1, widths=(32, 64), classes=10, patch=2),
+    arguments=dict(channels=1, widths=(32, 64), classes=10, padding=2, patch=4),
+    batch_size=32,
+    time_mean=0.8,
     seconds=60,
 )
 DIGITS_CLASSIFIER = Recipe(

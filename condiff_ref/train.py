@@ -29,10 +29,11 @@ def drop(label: Labels, null: int, prob: float, generator: Generator | None = No
     return torch.where(dropped.to(label.device), null, label)
 
 
-def logit_normal(n: int, generator: Generator | None = None) -> Time:
-    """t = sigmoid(z), z standard normal: mostly half-way, where there is most to learn (Esser et al. 2024, eq. 19)."""
+def logit_normal(n: int, generator: Generator | None = None, *, mean: float = 0.0) -> Time:
+    """t = sigmoid(z), z ~ N(mean, 1): mostly half-way, where there is most to learn, and nearer to the noise, where the
+    class is decided, for mean > 0 (Esser et al. 2024, eq. 19)."""
     device = None if generator is None else generator.device
-    return torch.randn(n, generator=generator, device=device).sigmoid()
+    return (mean + torch.randn(n, generator=generator, device=device)).sigmoid()
 
 
 def uniform(n: int, generator: Generator | None = None) -> Time:

@@ -39,7 +39,7 @@ def tile(images: Images, columns: int, gap: int = 1) -> Tensor:
 
 def show_tile(axes: Axes, images: Images, columns: int, title: str = "") -> None:
     """Draw a tile into matplotlib axes, ink on paper, without ticks."""
-    axes.imshow(tile(images, columns), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+    axes.imshow(tile(images, columns).numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_axis_off()
 
@@ -75,5 +75,5 @@ def save_tile(images: Images, columns: int, path: Path, alt: str) -> None:
     zoom = max(1, round(56 / images.shape[-1]))
     height, width = picture.shape
     figure = Figure(figsize=(width * zoom / 100, height * zoom / 100), dpi=100, facecolor="white")
-    figure.figimage(picture.kron(torch.ones(zoom, zoom)), cmap="gray", vmin=-1, vmax=1)
+    figure.figimage(picture.kron(torch.ones(zoom, zoom)).numpy(), cmap="gray", vmin=-1, vmax=1)
     save_png(figure, path, alt)

@@ -184,6 +184,7 @@ def test_training_says_what_it_did_and_writes_it_as_json(tmp_path, monkeypatch, 
 
 
 def test_the_demo_leaves_a_picture_a_table_and_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("condiff_ref.demo.PER_CLASS", 10)
     assert run(monkeypatch, "demo", "--seconds", 2, "--out", tmp_path) == 0
     figures = json.loads((tmp_path / "demo-digits.json").read_text())
     assert list(figures["scales"]) == ["0", "1", "2", "4"]

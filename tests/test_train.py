@@ -122,7 +122,9 @@ def test_the_label_reaches_the_network_only_when_there_is_one():
 
 def test_logit_normal_times_have_a_standard_normal_logit():
     logit = torch.logit(logit_normal(20_000, Generator().manual_seed(0)).double())
+    shifted = torch.logit(logit_normal(20_000, Generator().manual_seed(0), mean=0.8).double())
     assert abs(logit.mean()) < 5 / math.sqrt(20_000)
+    assert abs(shifted.mean() - 0.8) < 5 / math.sqrt(20_000)
     assert abs(logit.std() - 1) < 5 / math.sqrt(40_000)
 
 
