@@ -13,7 +13,7 @@ BUILD := $(TORCH) $(CURDIR)
 
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test lint lock FORCE
+.PHONY: help setup demo test lint bench lock FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,10 @@ test: $(STAMP) ## run all tests
 lint: $(STAMP) ## check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+bench: $(STAMP) ## measure training and imports, about 6 minutes; needs MNIST, which it downloads
+	@$(BIN)/python benchmarks/imports.py
+	@$(BIN)/python benchmarks/training.py
 
 lock: ## pin what pyproject.toml newly asks for; delete a line of constraints.txt first to renew that pin
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \

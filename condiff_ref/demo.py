@@ -69,7 +69,7 @@ def run(
 def table(judged: dict[float, dict]) -> Table:
     """A row per scale and one for real digits; under each value its 95 % interval. Fits into 80 columns."""
     first = next(iter(judged.values()))
-    title = f"{first['n']} samples per scale, and as many real digits, under one judge; 95 % intervals"
+    title = f"{first['n']} samples per scale, and real digits under the same judge; 95 % intervals"
     result = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
     for heading in ("scale", "accuracy", "diversity", "Frechet distance", "recall", "copies"):
         result.add_column(heading)

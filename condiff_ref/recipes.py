@@ -70,12 +70,16 @@ class Recipe:
         return diffusion_loss(network, x0, self.kind, self.path(), generator, label=label, draw_time=draw_time)
 
 
+# Results: seed 0, two cores of an AMD EPYC with AVX2, fp32, torch 2.13.0, 2026-11-21; brackets are 95 % intervals.
+# At scale 2, 1,000 samples: accuracy 1.000 [0.996, 1.000], Frechet distance 3.2 [2.6, 3.8] (real: 1.06).
 DIGITS_UNET = Recipe(
     name="digits-unet",
     about="class-conditional U-Net on the embedded 8x8 digits",
     arguments=dict(channels=1, widths=(32, 64), classes=10, emb_dim=64),
     seconds=30,
 )
+# 1,333 steps in 60 s. At scale 2, 2,000 samples: accuracy 0.992 [0.987, 0.995], Frechet distance 1.97 [1.72, 2.27]
+# (real: 0.29). Small patches would draw finer lines, but cost four times as much per step.
 MNIST_UNET = Recipe(
     name="mnist-unet",
     about="class-conditional U-Net on MNIST, patches of 4x4 pixels folded into channels",
@@ -100,6 +104,7 @@ MNIST_CLASSIFIER = Recipe(
     arguments=dict(channels=1, classes=10, widths=(32, 64), patch=2),
     seconds=60,
 )
+# 12 minutes on one busy thread: right on 0.991 [0.991, 0.992] of the 60,000 digits that it has not seen.
 MNIST_JUDGE = Recipe(
     name="mnist-judge",
     about="the judge of MNIST samples, trained on the test split that no generator here learns from",

@@ -46,20 +46,16 @@ def show_tile(axes: Axes, images: Images, columns: int, title: str = "") -> None
 
 def show_trade_off(axes: Axes, points: dict[float, tuple]) -> None:
     """Draw, for each guidance scale, diversity across and class accuracy up, with their intervals as crosses."""
-    for scale, (accuracy, diversity) in points.items():
-        role = {0.0: "unconditional", 1.0: "conditional"}.get(scale, "guided")
-        axes.plot(
-            *zip((diversity.low, accuracy.value), (diversity.high, accuracy.value), strict=True), color=COLOURS[role]
-        )
-        axes.plot(
-            *zip((diversity.value, accuracy.low), (diversity.value, accuracy.high), strict=True), color=COLOURS[role]
-        )
-        axes.annotate(
-            f"scale {scale:g}", (diversity.value, accuracy.value), (6, -12), textcoords="offset points", fontsize=9
-        )
+    for i, (scale, (accuracy, diversity)) in enumerate(points.items()):
+        colour = COLOURS[{0.0: "unconditional", 1.0: "conditional"}.get(scale, "guided")]
+        axes.plot([diversity.low, diversity.high], [accuracy.value] * 2, color=colour, lw=2)
+        axes.plot([diversity.value] * 2, [accuracy.low, accuracy.high], color=colour, lw=2)
+        below = (0, -16 - 12 * (i % 2))  # neighbours take turns, so that their names stay apart
+        where = dict(xytext=below, textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(f"scale {scale:g}", (diversity.value, accuracy.value), color=colour, **where)
     axes.axvline(1, color=COLOURS["data"], lw=0.8, ls=":")
     axes.margins(x=0.15)
-    axes.set(xlabel="diversity within a class (real digits: 1)", ylabel="class accuracy", ylim=(0, 1.05))
+    axes.set(xlabel="diversity within a class (real digits: 1)", ylabel="class accuracy", ylim=(-0.1, 1.05))
     axes.set_title("adherence against diversity, 95 % intervals", fontsize=10, loc="left")
 
 

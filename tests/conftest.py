@@ -1,5 +1,11 @@
 """What several test files share."""
 
+import os
+
+# Before torch is imported, and for subprocesses too: the networks here are small, and on a machine that has other work
+# two threads that wait for each other are many times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from condiff_ref.schedules import Schedule, cosine, flow, linear_beta

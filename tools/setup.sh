@@ -25,11 +25,11 @@ cpu)
     ;;
 *) stop "TORCH is 'default' or 'cpu', not '$torch'." ;;
 esac
-# Measured on Linux x86_64: GB that stay, GB that must be free while pip works, and the time.
+# Measured on Linux x86_64, in GB: what is downloaded, what stays, what must be free while pip works; and the time.
 price() {
     case $1 in
-    default) size=5.5 need=12 time="3 to 8 minutes" ;;
-    cpu) size=1.7 need=3 time="2 to 5 minutes" ;;
+    default) download=2.8 size=5.5 need=12 time="3 to 8 minutes" ;;
+    cpu) download=0.4 size=1.7 need=3 time="2 to 5 minutes" ;;
     esac
 }
 price "$torch"
@@ -111,7 +111,7 @@ if [[ $torch == cpu && $fresh == yes && -z ${TORCH_INDEX:-} && $(uname) == Linux
     room
 fi
 echo "Setting up $venv: $what, Python $("$venv/bin/python" -c 'import platform; print(platform.python_version())')."
-[[ $fresh == no ]] || echo "This takes $size GB of disk and $time."
+[[ $fresh == no ]] || echo "This downloads $download GB, takes $size GB of disk and $time."
 
 log=$venv/setup.log
 trap 'stop "Interrupted. The same command starts afresh."' INT
