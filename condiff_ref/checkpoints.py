@@ -128,6 +128,7 @@ def train_recipe(
         card |= certify(result.network.cpu(), *data.mnist("train", root))
     checkpoint = Checkpoint(result.network, recipe, affine, card)
     save(out, checkpoint)
+    resume_file(out).unlink(missing_ok=True)  # only now: a kill before this line loses nothing
     return checkpoint
 
 

@@ -35,6 +35,7 @@ def examine(root: str | None = None) -> Iterator[Finding]:
     yield _python()
     yield _torch()
     yield _device()
+    yield _load()
     yield _torchvision()
     yield _digits()
     yield _mnist(root)
@@ -79,6 +80,16 @@ def _device() -> Finding:
         fix = "an NVIDIA driver is here, but this torch cannot use it: rm -rf .venv && make setup (the default build)"
         return Finding("device", "note", found, fix)
     return Finding("device", "ok", found)
+
+
+def _load() -> Finding:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    found = f"{load:.1f} processes want {cores} cores"
+    if load > cores / 2 and torch.get_num_threads() > 1:
+        # two threads beside one busy process: 179 images/s of recipe mnist-unet, one thread: 570, both alone: 966
+        fix = "if that goes on, one thread is several times faster than more: export OMP_NUM_THREADS=1"
+        return Finding("load", "note", f"the machine is busy: {found}", fix)
+    return Finding("load", "ok", found)
 
 
 def _torchvision() -> Finding:

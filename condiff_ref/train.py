@@ -98,7 +98,8 @@ def fit(
     falls linearly to zero at the end, by steps or by the clock.
 
     With a `checkpoint` path the whole state is written there every so many seconds, and a run that was cut off goes on
-    from it: bit for bit as if it had never been cut off, where `steps` is given. The file is removed at the end.
+    from it: bit for bit as if it had never been cut off, where `steps` is given. The file stays: remove it once the
+    result is in safety.
     `precision` is "bf16", "fp32" or "auto": bf16 where the hardware multiplies in it.
     Raises ValueError unless exactly one of steps and seconds is given and positive, or where the checkpoint belongs to
     another run; TrainingDiverged where the loss stops being finite.
@@ -133,8 +134,6 @@ def fit(
             saved = time.monotonic()
     run.check()
     bar.close()
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return Fit(run.average.eval(), run.step, run.elapsed, run.losses)
 
 
