@@ -24,7 +24,9 @@ COLUMNS = ("accuracy", "fd", "fd_real", "precision", "recall", "diversity", "cop
 def measure(name: str, seconds: float, device: torch.device, folder: Path) -> list[str]:
     """One table row per scale."""
     recipe = recipes.find(name)
-    model = checkpoints.train_recipe(recipe, folder / f"{name}.safetensors", seconds=seconds, device=device)
+    model = checkpoints.train_recipe(
+        recipe, folder / f"{name}.safetensors", seconds=seconds, device=device, overwrite=True
+    )
     label = torch.arange(10).repeat(PER_CLASS)
     rows = []
     for scale in SCALES:
