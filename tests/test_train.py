@@ -61,7 +61,7 @@ def test_kept_labels_are_untouched_and_the_input_too():
 
 @pytest.mark.parametrize(("t", "published"), [(0.1, 0.808), (0.5, 0.535), (0.9, 0.048)])
 def test_a_perfect_network_still_has_the_loss_of_what_cannot_be_known(t, published):
-    # E |eps - eps*|^2 / d = alpha^2 / sigma^2 tr Cov[x0 | xt] / d; the numbers are the course's (CURRICULUM, section 2)
+    # E |eps - eps*|^2 / d = alpha^2 / sigma^2 tr Cov[x0 | xt] / d; the numbers come from a second program
     schedule, n = cosine(), 20_000
     x0, _ = WORLD.sample(n, Generator().manual_seed(0))
 
