@@ -47,6 +47,7 @@ def run_demo(
     data_root: DataRoot = None,
 ):
     """Train on handwritten digits, sample each class at guidance scales 0, 1, 2 and 4, and show the results."""
+    warn_if_busy()
     demo.run(data, out, messages, results, seconds=seconds, seed=seed, device=pick_device(device), root=data_root)
 
 
@@ -70,6 +71,7 @@ def train(
     out = out or Path("outputs") / f"{chosen.name}.safetensors"
     if (resume := checkpoints.resume_file(out)).exists():
         messages.print(f"Going on with the run that was cut off ({resume}).")
+    warn_if_busy()
     result = checkpoints.train_recipe(
         chosen,
         out,
@@ -142,6 +144,13 @@ def run_doctor(data_root: DataRoot = None):
     results.print(doctor.screen(findings))
     if any(finding.level == "broken" for finding in findings):
         raise typer.Exit(1)
+
+
+def warn_if_busy() -> None:
+    """Say before training, not after, that other work on this machine will spoil it."""
+    finding = doctor.load()
+    if finding.level != "ok":
+        messages.print(f"[yellow]Note:[/] {finding.found}; {finding.fix}")
 
 
 def pick_device(name: str) -> torch.device:

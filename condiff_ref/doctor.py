@@ -13,7 +13,8 @@ import torch
 from rich.table import Table
 
 from . import data
-from .checkpoints import SHIPPED, load
+from .checkpoints import SHIPPED
+from .checkpoints import load as load_checkpoint
 from .files import CheckpointError
 from .train import uses_bf16
 
@@ -35,7 +36,7 @@ def examine(root: str | None = None) -> Iterator[Finding]:
     yield _python()
     yield _torch()
     yield _device()
-    yield _load()
+    yield load()
     yield _torchvision()
     yield _digits()
     yield _mnist(root)
@@ -82,10 +83,11 @@ def _device() -> Finding:
     return Finding("device", "ok", found)
 
 
-def _load() -> Finding:
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    found = f"{load:.1f} processes want {cores} cores"
-    if load > cores / 2 and torch.get_num_threads() > 1:
+def load() -> Finding:
+    """Whether other work keeps the cores busy, which makes several threads slower than one."""
+    wanting, cores = os.getloadavg()[0], os.cpu_count() or 1
+    found = f"{wanting:.1f} processes want {cores} cores"
+    if wanting > cores / 2 and torch.get_num_threads() > 1:
         # two threads beside one busy process: 179 images/s of recipe mnist-unet, one thread: 570, both alone: 966
         fix = "if that goes on, one thread is several times faster than more: export OMP_NUM_THREADS=1"
         return Finding("load", "note", f"the machine is busy: {found}", fix)
@@ -129,7 +131,7 @@ def _checkpoints() -> Finding:
     paths = sorted(SHIPPED.glob("*.safetensors"))
     for path in paths:
         try:
-            load(path)
+            load_checkpoint(path)
         except CheckpointError as error:
             return Finding(
                 "checkpoints", "broken", str(error), f"git checkout -- {path.relative_to(SHIPPED.parents[1])}"

@@ -195,6 +195,16 @@ def test_the_demo_leaves_a_picture_a_table_and_figures(tmp_path, monkeypatch, ca
     assert "demo-digits.png" in captured.err
 
 
+def test_training_on_a_busy_machine_says_so_before_it_starts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 99.0, 99.0))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    assert run(monkeypatch, "train", "unet", "--steps", 2, "--out", tmp_path / "unet.safetensors") == 0
+    assert "export OMP_NUM_THREADS=1" in capsys.readouterr().err.replace("\n", " ")
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert run(monkeypatch, "train", "unet", "--steps", 2, "--out", tmp_path / "other.safetensors") == 0
+    assert "OMP_NUM_THREADS" not in capsys.readouterr().err
+
+
 def test_doctor_finds_nothing_broken_here(monkeypatch, capsys):
     assert run(monkeypatch, "doctor") == 0
     screen = capsys.readouterr().out
