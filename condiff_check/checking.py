@@ -1,0 +1,130 @@
+"""check(): try an answer against every fact, name the mistake, and lend the reference to whoever is not there yet."""
+
+import os
+import random
+from collections.abc import Sequence
+
+from torch import Generator
+
+from .diagnose import answer_of, diagnose, readings, relate
+from .exercise import Answer, Exercise, Fact, Wrong
+from .guard import Failed, Guard, NotDone, OutOfTime
+from .invariants import first_facts, last_facts
+from .registry import find
+from .report import NOT_DONE, RIGHT, WRONG, Report, Result
+
+
+def check(id: str, *objects: object, hint: int = 1, seed: int | None = None) -> object:
+    """Check an answer, show what holds and what does not, and return what the cells below should use: the answer itself
+    if it is right, else the reference.
+
+    `hint` goes from 1 (the property) over 2 (where to look) to 3 (the answer). `seed` repeats the inputs of an earlier
+    check; without it they are new each time. Raises KeyError for an unknown exercise, TypeError for a wrong number of
+    objects and ValueError for another hint; under nbgrader AssertionError unless the answer is right.
+    """
+    exercise = find(id)
+    if len(objects) != len(exercise.names):
+        raise TypeError(
+            f'exercise {id} is checked by check("{id}", {", ".join(exercise.names)}): got {len(objects)} objects'
+        )
+    if hint not in (1, 2, 3):
+        raise ValueError(f"hint is 1, 2 or 3, not {hint!r}")
+    report = examine(
+        exercise, objects, seed=random.SystemRandom().randrange(100_000) if seed is None else seed, hint=hint
+    )
+    _show(report)
+    if report.status != RIGHT and "NBGRADER_EXECUTION" in os.environ:
+        raise AssertionError(str(report))
+    chosen = objects if report.status == RIGHT else exercise.references
+    return chosen[0] if len(chosen) == 1 else tuple(chosen)
+
+
+def examine(exercise: Exercise, objects: Sequence[object], *, seed: int, hint: int = 1) -> Report:
+    """The report on an answer; nothing is shown."""
+    lent = [name for name, o, r in zip(exercise.names, objects, exercise.references, strict=True) if o is r]
+    if lent and exercise.kind != "value":
+        message = f"{', '.join(lent)}: this is the reference that the last check lent you: run your own cell again"
+        return Report(exercise, NOT_DONE, (), hint, seed, printed="", relation=None, diagnosis=message)
+    guard = Guard(exercise.seconds)
+    answer = Answer(dict(zip(exercise.names, objects, strict=True)), guard)
+    results = _try_all((*first_facts(exercise), *exercise.facts, *last_facts(exercise)), answer, seed)
+    status = _status(results)
+    report = Report(exercise, status, results, hint, seed, printed=_printed(guard))
+    return _explain(report, objects) if status == WRONG else report
+
+
+def _try_all(facts: Sequence[Fact], answer: Answer, seed: int) -> tuple[Result, ...]:
+    results: list[Result] = []
+    for number, fact in enumerate(facts):
+        answer.reseed(seed % 1000)
+        result = _try(fact, answer, Generator().manual_seed(seed * 100 + number))
+        if result.state == "raises" and any(r.state == "raises" for r in results):
+            result = Result(fact, "not reached")  # one error is enough to read
+        results.append(result)
+    return tuple(results)
+
+
+def _try(fact: Fact, answer: Answer, generator: Generator) -> Result:
+    try:
+        fact.test(answer, generator)
+    except Wrong as wrong:
+        return Result(fact, "fails", str(wrong), wrong.expected)
+    except NotDone:
+        return Result(fact, "not done")
+    except (Failed, OutOfTime) as error:
+        return Result(fact, "raises", str(error))
+    except Exception as error:  # our own code met a result that it could not handle, say a string for a tensor
+        return Result(fact, "fails", f"what came back cannot be used: {type(error).__name__}: {error}")
+    return Result(fact, "holds")
+
+
+def _status(results: Sequence[Result]) -> str:
+    states = {result.state for result in results}
+    if "not done" in states:
+        return NOT_DONE
+    return RIGHT if states == {"holds"} else WRONG
+
+
+def _explain(report: Report, objects: Sequence[object]) -> Report:
+    """Add what the answer computes, the mistake that it is, or else how it relates to the right one."""
+    exercise, seed = report.exercise, report.seed
+    if report.first and "needs more than" in report.first.message:
+        return report
+    seen = readings(exercise, answer_of(exercise, objects), seed)
+    right = readings(exercise, answer_of(exercise, exercise.references), seed)
+    off = [one for one, due in zip(seen, right, strict=False) if str(one) != str(due)]
+    mistake = diagnose(exercise, answer_of(exercise, objects), seed)
+    related = relate(exercise, answer_of(exercise, objects), seed) if mistake is None else None
+    return Report(
+        exercise,
+        report.status,
+        report.results,
+        report.hint,
+        seed,
+        formulas=tuple(str(reading) for reading in off if reading.linear),
+        diagnosis=mistake.diagnosis if mistake else None,
+        relation=related,
+        printed=report.printed,
+    )
+
+
+def _printed(guard: Guard) -> str:
+    if not guard.printed.total:
+        return ""
+    lines = guard.printed.text.splitlines()
+    more = guard.printed.total - sum(len(line) + 1 for line in lines[:3])
+    return "\n".join([*(line[:100] for line in lines[:3]), *([f"... and {more} more characters"] if more > 0 else [])])
+
+
+def _show(report: Report) -> None:
+    """As HTML where there is a notebook, as text elsewhere."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        print(report)
+        return
+    if get_ipython() is None:
+        print(report)
+    else:
+        display(report)
