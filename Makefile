@@ -13,10 +13,10 @@ BUILD := $(TORCH) $(CURDIR)
 
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo test lint bench lock FORCE
+.PHONY: help setup demo lab test lint lessons notebooks kill-matrix bench lock FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make the environment in .venv (5.5 GB; with TORCH=cpu 1.7 GB)
 	@bash tools/setup.sh "$(VENV)" "$(BUILD)"
@@ -24,12 +24,24 @@ setup: ## make the environment in .venv (5.5 GB; with TORCH=cpu 1.7 GB)
 demo: $(STAMP) ## train a class-conditional model on handwritten digits, sample it, show the results
 	@$(BIN)/condiff demo
 
+lab: $(STAMP) ## open the lessons in JupyterLab
+	@$(BIN)/python -m jupyterlab notebooks
+
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP) ## check style and formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+lessons: $(STAMP) ## run the solutions of all lessons, quickly; with TIER=full as learners do
+	@$(BIN)/python tools/run.py solutions/*.ipynb --tier $(or $(TIER),smoke) $(ARGS)
+
+notebooks: $(STAMP) ## write notebooks and solutions from lessons/; ARGS=--execute runs the solutions that changed
+	@$(BIN)/python tools/build.py $(ARGS)
+
+kill-matrix: $(STAMP) ## run every exercise's check against every known mistake
+	@$(BIN)/python -m condiff_check.kill_matrix
 
 bench: $(STAMP) ## measure training and imports, about 6 minutes; needs MNIST, which it downloads
 	@$(BIN)/python benchmarks/imports.py

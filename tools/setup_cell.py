@@ -1,0 +1,51 @@
+"""What is the same in every notebook: the set-up cell, and the badge with the measured minutes under the title."""
+
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+
+# Google Colab has the other dependencies (tests/colab-pins.txt). jaxtyping needs wadler-lindig, and nothing else.
+NOT_ON_COLAB = ("jaxtyping", "wadler-lindig")
+
+SETUP = f'''\
+# Set-up, the same in every lesson. On Colab it installs condiff; torch stays as it is (--no-deps).
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+if "google.colab" in sys.modules and importlib.util.find_spec("condiff_ref") is None:
+    packages = ["git+{REPOSITORY}", {", ".join(f'"{name}"' for name in NOT_ON_COLAB)}]
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *packages], check=True)
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from condiff_check import check, reveal
+
+SMOKE = os.environ.get("CONDIFF_BUDGET") == "smoke"  # the quick run of the tests: fewer steps, the same cells
+device = "cuda" if torch.cuda.is_available() else "cpu"'''
+
+
+def badge(stem: str) -> str:
+    """Opens the student notebook of that lesson on Colab."""
+    address = REPOSITORY.replace("https://github.com/", "https://colab.research.google.com/github/")
+    picture = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"[![Open in Colab]({picture})]({address}/blob/main/notebooks/{stem}.ipynb)"
+
+
+def minutes_line(measured: dict | None) -> str | None:
+    """One sentence from an entry of lessons/minutes.json; None where nothing has been measured."""
+    tiers = {"full": "runs in", "smoke": "quick run"}
+    told = [f"{words} {_duration(measured[tier])}" for tier, words in tiers.items() if measured and tier in measured]
+    return f"The solution {', '.join(told)}, measured on {measured['machine']}." if told else None
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
