@@ -1,9 +1,8 @@
-"""Are two results the same? Copies of arguments, results as plain data, and what is wrong with a result at first sight."""
+"""Are two results the same? Copies of arguments, results as plain data, and what is odd about one at first sight."""
 
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Generator, Tensor, nn
@@ -113,8 +112,3 @@ def sizes(args: Mapping[str, object]) -> dict[str, int]:
             found |= {f"the entries of {name} per example": rest[1]} if len(rest) > 2 else {}
             found |= {f"the number of entries of {name}": rest[0]} if len(rest) > 1 else {}
     return found
-
-
-def decreasing(values: Sequence[float]) -> bool:
-    """Whether each value is smaller than the one before it."""
-    return all(later < earlier for earlier, later in pairwise(values))

@@ -1,6 +1,7 @@
 """Which mistake is it? Compare how a wrong answer behaves with how each mistake on file behaves on the same inputs."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -18,12 +19,17 @@ DRAWS = 3
 def diagnose(exercise: Exercise, answer: Answer, seed: int) -> Mistake | None:
     """The one mistake on file that behaves as the answer does; None where there is none, or more than one."""
     behaviour = trace(exercise, answer, seed)
-    same = [
-        m
-        for m in exercise.mistakes
-        if close(behaviour, trace(exercise, answer_of(exercise, m.answers), seed), rtol=1e-5)
-    ]
+    same = [mistake for mistake, known in _known(exercise, seed) if _alike(behaviour, known)]
     return same[0] if len(same) == 1 else None
+
+
+@lru_cache(maxsize=32)  # the kill matrix asks for each many times
+def _known(exercise: Exercise, seed: int) -> list[tuple[Mistake, list[object]]]:
+    return [(mistake, trace(exercise, answer_of(exercise, mistake.answers), seed)) for mistake in exercise.mistakes]
+
+
+def _alike(one: object, two: object) -> bool:
+    return close(one, two, rtol=1e-5, atol=1e-6)  # part of what is compared was computed in float32
 
 
 def answer_of(exercise: Exercise, objects: Sequence[object]) -> Answer:
@@ -70,6 +76,12 @@ def _state(value: object) -> object:
 
 def _error(error: Exception) -> str:
     return type(error.__cause__ or error).__name__
+
+
+@lru_cache(maxsize=32)
+def right_readings(exercise: Exercise, seed: int) -> tuple[Reading, ...]:
+    """The x-ray of the reference."""
+    return tuple(readings(exercise, answer_of(exercise, exercise.references), seed))
 
 
 def readings(exercise: Exercise, answer: Answer, seed: int) -> list[Reading]:

@@ -20,7 +20,7 @@ class Wrong(Exception):
         self.expected = expected
 
 
-def need(got: Tensor, right: Tensor, message: str, *, rtol: float = 1e-6, atol: float = 1e-8) -> None:
+def need(got: Tensor, right: Tensor, message: str, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
     """Raise Wrong with this message, and the gap, unless a result agrees with what is right."""
     if not close(plain(got), plain(right), rtol=rtol, atol=atol):
         same = isinstance(got, Tensor) and got.shape == right.shape

@@ -66,7 +66,7 @@ class _Alarm(BaseException):
 
 @contextlib.contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise _Alarm after so many seconds; where signals are not to be had (Windows, other threads) there is no limit."""
+    """Raise _Alarm after so many seconds; where there are no signals (Windows, other threads) there is no limit."""
     if seconds <= 0:
         raise _Alarm
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():

@@ -109,12 +109,13 @@ def _dtype(exercise: Exercise) -> Test:
     def test(answer: Answer, generator: Generator) -> None:
         for name, args in calls(exercise, generator):
             reference = exercise.references[exercise.names.index(name)]
-            single = copied(args, torch.float32)
-            due = _dtypes(reference(*copied(single).values()))
-            got = _dtypes(answer.call(name, *copied(single).values()))
-            if got != due:
-                bad = next((pair for pair in zip(got, due, strict=False) if pair[0] != pair[1]), (got, due))
-                raise Wrong(f"{_prefix(exercise, name)}from float32 inputs came {bad[0]} where {bad[1]} is due")
+            for dtype in (torch.float32, torch.float64):
+                given = copied(args, dtype)
+                due = _dtypes(reference(*copied(given).values()))
+                got = _dtypes(answer.call(name, *copied(given).values()))
+                if got != due:
+                    bad = next((pair for pair in zip(got, due, strict=False) if pair[0] != pair[1]), (got, due))
+                    raise Wrong(f"{_prefix(exercise, name)}from {dtype} inputs came {bad[0]} where {bad[1]} is due")
 
     return test
 

@@ -161,9 +161,9 @@ def _order(draws: Sequence[Draw]) -> str | None:
         for shift, word in ((1, "late"), (-1, "early")):
             if length > 2 and _all(draws, lambda _, got, right, a=axis, s=shift: close(got, right.roll(s, a))):
                 return f"your result is the right one, one place too {word} along axis {axis}"
-        if length > 1 and length % 2 == 0:
-            if _all(draws, lambda _, got, right, axis=axis: close(got, right.roll(right.shape[axis] // 2, axis))):
-                return f"the two halves of axis {axis} are exchanged"
+        half = length // 2
+        if length == 2 * half and _all(draws, lambda _, got, right, a=axis, s=half: close(got, right.roll(s, a))):
+            return f"the two halves of axis {axis} are exchanged"
     if draws[0][2].ndim >= 2 and _all(
         draws, lambda _, got, right: got.shape[-1] == got.shape[-2] and close(got, right.mT)
     ):

@@ -59,6 +59,8 @@ class Report:
                 notes.append(("This is what happens", self.diagnosis))
             elif self.relation:
                 notes.append(("Compared with the right one", self.relation))
+        elif self.diagnosis:
+            notes.append(("Note", self.diagnosis))
         if self.printed:
             notes.append(("Your code printed", self.printed))
         notes += self._hints()
@@ -108,8 +110,8 @@ class Report:
         if self.status != NOT_DONE or any(r.state == "holds" for r in self.results):
             rows = [self._row(result) for result in self.results]
         notes = "".join(
-            f'<div style="margin-top:.3em"><b>{escape(title)}:</b> <span style="white-space:pre-wrap">{_text(title, text)}'
-            "</span></div>"
+            f'<div style="margin-top:.3em"><b>{escape(title)}:</b> '
+            f'<span style="white-space:pre-wrap">{_text(title, text)}</span></div>'
             for title, text in self.notes()
         )
         seed = f'<div style="opacity:.6">the same inputs again: seed={self.seed}</div>' if self.status == WRONG else ""

@@ -19,7 +19,6 @@ def test_exercise(
     mistakes: Sequence[Mistake],
     alternatives: Sequence[Callable],
     hints: tuple[str, str],
-    points: int = 2,
 ) -> Exercise:
     """Graded by what the test does: each of the `right` functions must pass it, at least `needed` of the `wrong` ones,
     given with a name each, must make it raise. Every function is tried three times."""
@@ -61,7 +60,7 @@ def test_exercise(
         probe=probe,
         universal=False,
         kind="test",
-        points=points,
+        points=2,
     )
 
 

@@ -4,7 +4,7 @@ At several times the coefficient of each tensor is measured with random inputs; 
 up among products, quotients and differences of the schedule's own expressions, such as sqrt(1 - abar[t]).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 Atoms = dict[str, Tensor]  # name of an expression: its value at each of the probed times (n,)
 POWERS = (0.5, 1.0, -0.5, -1.0)
+MORE_POWERS = (*POWERS, 1.5, 2.0, -1.5, -2.0)  # of one or two factors, for roots and squares that are too many
 TOLERANCE = 1e-6
 
 
@@ -112,29 +113,27 @@ class _Grammar:
     @cached_property
     def _products(self) -> list[tuple[list[str], Tensor]]:
         """Products of one, two and three atoms, each to a power."""
-        return [self._of(count) for count in (1, 2, 3)]
+        return [self._of(1, MORE_POWERS), self._of(2, MORE_POWERS), self._of(3, POWERS)]
 
     @cached_property
     def _short(self) -> tuple[list[str], Tensor]:
-        """What sums are made of: 1, and products of one or two atoms."""
-        (one, values_one), (two, values_two), _ = self._products
-        return ["1", *one, *two], torch.cat([torch.ones(1, self._logs.shape[1]).double(), values_one, values_two])
+        """What sums are made of: 1, products of one or two atoms, and of three square roots."""
+        parts = [self._of(1, POWERS), self._of(2, POWERS), self._of(3, (0.5, -0.5))]
+        one = torch.ones(1, self._logs.shape[1], dtype=torch.float64)
+        return ["1", *(name for names, _ in parts for name in names)], torch.cat(
+            [one, *(values for _, values in parts)]
+        )
 
-    def _of(self, count: int) -> tuple[list[str], Tensor]:
+    def _of(self, count: int, powers: tuple[float, ...]) -> tuple[list[str], Tensor]:
         names, exponents = [], []
-        for powers, chosen in _choices(len(self._atoms), count):
-            row = [0.0] * len(self._atoms)
-            for power, index in zip(powers, chosen, strict=True):
-                row[index] = power
-            names.append(_fraction([(self._atoms[i], p) for i, p in zip(chosen, powers, strict=True)]))
-            exponents.append(row)
+        for chosen in combinations(range(len(self._atoms)), count):
+            for taken in product(powers, repeat=count):
+                row = [0.0] * len(self._atoms)
+                for index, power in zip(chosen, taken, strict=True):
+                    row[index] = power
+                names.append(_fraction([(self._atoms[i], p) for i, p in zip(chosen, taken, strict=True)]))
+                exponents.append(row)
         return names, (torch.tensor(exponents, dtype=torch.float64) @ self._logs).exp()
-
-
-def _choices(atoms: int, count: int) -> Iterator[tuple[tuple[float, ...], tuple[int, ...]]]:
-    for chosen in combinations(range(atoms), count):
-        for powers in product(POWERS, repeat=count):
-            yield powers, chosen
 
 
 def _fraction(factors: list[tuple[str, float]]) -> str:
@@ -143,7 +142,8 @@ def _fraction(factors: list[tuple[str, float]]) -> str:
     def text(atom: str, power: float) -> str:
         if power == 0.5:
             return f"sqrt({atom})"
-        return f"({atom})" if " " in atom else atom
+        base = f"({atom})" if " " in atom else atom
+        return base if power == 1 else f"{base}**{power:g}"
 
     above = [text(atom, power) for atom, power in factors if power > 0]
     below = [text(atom, -power) for atom, power in factors if power < 0]
@@ -153,13 +153,10 @@ def _fraction(factors: list[tuple[str, float]]) -> str:
 
 
 def _times(coefficient: str, term: str) -> str:
-    if coefficient == "1":
-        return term
-    if coefficient == "-1":
-        return f"-{term}"
-    return (
-        f"({coefficient})*{term}" if "/" in coefficient and not coefficient.startswith("(") else f"{coefficient}*{term}"
-    )
+    sign, size = ("-", coefficient[1:]) if coefficient.startswith("-") else ("", coefficient)
+    if size == "1":
+        return sign + term
+    return f"{sign}({size})*{term}" if "/" in size and not size.startswith("(") else f"{sign}{size}*{term}"
 
 
 def ddpm_atoms(abar: Tensor, t: Tensor, s: Tensor | None = None) -> Atoms:

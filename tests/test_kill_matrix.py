@@ -1,0 +1,42 @@
+"""No hole in the checks: every mistake on file is refused and named, every right answer accepted."""
+
+from dataclasses import replace
+
+import pytest
+
+from condiff_check.exercise import Exercise
+from condiff_check.kill_matrix import rows, table
+from condiff_check.registry import exercises, find
+
+
+@pytest.mark.parametrize("exercise", exercises(), ids=lambda exercise: exercise.id)
+def test_every_mistake_is_refused_and_named_and_every_right_answer_accepted(exercise: Exercise):
+    found = rows(exercise, seeds=[2])
+    assert len(found) == 1 + len(exercise.alternatives) + len(exercise.mistakes)
+    assert not [row for row in found if row.hole]
+
+
+def test_a_mistake_that_no_fact_refuses_is_a_hole():
+    exercise = find("01.2")
+    blind = replace(exercise, facts=exercise.facts[:1], formulas=())
+    assert [row.name for row in rows(blind, seeds=[2]) if row.hole]
+
+
+def test_two_mistakes_that_behave_alike_are_a_hole():
+    exercise = find("01.2")
+    twin = replace(exercise.mistakes[0], name="twin", diagnosis="another name for it")
+    found = rows(replace(exercise, mistakes=(*exercise.mistakes, twin)), seeds=[2])
+    assert [row.name for row in found if row.hole] == [exercise.mistakes[0].name, "twin"]
+
+
+def test_a_right_answer_that_is_refused_is_a_hole():
+    exercise = find("01.2")
+    odd = (exercise.mistakes[0].answers,)
+    assert [row.name for row in rows(replace(exercise, alternatives=odd), seeds=[2]) if row.hole] == [""]
+
+
+def test_the_table_counts():
+    found = rows(find("01.9"), seeds=[1, 2])
+    lines = table(found, 2).splitlines()
+    assert "| 01.9 | 4 | 4 | 4 | 3 | 3 |" in "\n".join(lines)
+    assert "| 01.9 | shape only | 2 of 2 | 2 of 2 |" in lines
