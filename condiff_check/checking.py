@@ -101,7 +101,7 @@ def _explain(report: Report, objects: Sequence[object]) -> Report:
         report.results,
         report.hint,
         seed,
-        formulas=tuple(str(reading) for reading in off if reading.linear),
+        formulas=tuple(str(reading) for reading in off if reading.told),
         diagnosis=mistake.diagnosis if mistake else None,
         relation=related,
         printed=report.printed,

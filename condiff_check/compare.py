@@ -47,6 +47,7 @@ def plain(value: object) -> object:
 
 def close(one: object, two: object, rtol: float = 1e-6, atol: float = 1e-9) -> bool:
     """Whether two plain values agree; NaN equals NaN, and a number equals a tensor without axes."""
+    one, two = (torch.as_tensor(x) if isinstance(x, float) else x for x in (one, two))
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.shape != two.shape or one.is_floating_point() != two.is_floating_point():
             return False
@@ -55,8 +56,6 @@ def close(one: object, two: object, rtol: float = 1e-6, atol: float = 1e-9) -> b
         return one.keys() == two.keys() and all(close(one[key], two[key], rtol, atol) for key in one)
     if isinstance(one, list) and isinstance(two, list):
         return len(one) == len(two) and all(close(a, b, rtol, atol) for a, b in zip(one, two, strict=True))
-    if isinstance(one, int | float) and isinstance(two, int | float):
-        return math.isclose(one, two, rel_tol=rtol, abs_tol=atol) or (math.isnan(one) and math.isnan(two))
     return type(one) is type(two) and one == two
 
 

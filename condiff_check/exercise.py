@@ -86,7 +86,10 @@ class Exercise:
     inputs(generator) draws fresh arguments, {function: {argument: value}}; `batch` names the arguments with a batch
     axis, for the fact that examples do not see one another. `changes` names arguments that the answer is meant to
     change. `hints`: where to look, then the answer in words. `hides`: what condiff_ref must not lend while grading.
-    A `probe` returns what a wrong answer is recognised by, where calling it on `inputs` does not show enough.
+    A `probe` returns what a wrong answer is recognised by, where calling it on `inputs` does not show enough; with
+    `by_probe` it is recognised by that alone, as is due where two answers may rightly draw in another order. `graph`:
+    the result is to carry one. `without` names facts of `invariants` that do not apply; `universal` is False where none
+    does.
     """
 
     id: str
@@ -101,7 +104,9 @@ class Exercise:
     changes: tuple[str, ...] = ()
     formulas: tuple[Formula, ...] = ()
     probe: Callable[[Answer, Generator], object] | None = None
+    by_probe: bool = False
     universal: bool = True
+    without: tuple[str, ...] = ()
     graph: bool = False
     kind: str = "function"
     points: int = 1

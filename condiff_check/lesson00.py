@@ -1,6 +1,5 @@
 """Exercises of lesson 00: densities, scores by autograd, samples, a distance between distributions, tests."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,7 +10,6 @@ from .compare import close, plain
 from .draws import integer, randn
 from .exercise import Answer, Exercise, Fact, Mistake, Wrong, need
 from .guard import Failed
-from .invariants import first_facts, last_facts
 from .lesson01 import Q_SAMPLE
 from .testing import test_exercise
 
@@ -75,16 +73,6 @@ def my_test(q_sample: Callable) -> None:
 
 
 # --- what several exercises need --------------------------------------------------------------------------------------
-
-
-def _by_probe(exercise: Exercise, *, dtype: bool = True) -> Exercise:
-    """The same exercise with the same facts, its mistakes recognised by the probe alone.
-
-    For results that two answers may rightly draw, or return, in different ways. Without `dtype` that fact is left out.
-    """
-    last = [fact for fact in last_facts(exercise) if dtype or "dtype" not in fact.name]
-    facts = (*first_facts(exercise), *exercise.facts, *last)
-    return dataclasses.replace(exercise, facts=facts, universal=False)
 
 
 def _tried(answer: Answer, *args: object) -> object:
@@ -876,123 +864,114 @@ def _any_k(w: Tensor, n: int, gen: Generator | None) -> Tensor:
     return torch.multinomial(w, n, replacement=True, generator=gen)
 
 
-SAMPLE_GMM = _by_probe(
-    Exercise(
-        id="00.3",
-        names=("sample_gmm",),
-        references=(sample_gmm,),
-        inputs=_sample_inputs,
-        facts=(
-            Fact("gives n points of D numbers, for any n, K and D", _sample_sizes, "n may well be larger than K"),
-            Fact("components come as often as w says", _sample_shares, "torch.multinomial draws with given weights"),
-            Fact("k says where x comes from", _sample_labels, "the k that is returned is the k that chose mu"),
-            Fact(
-                "each component has its covariance S",
-                _sample_covs,
-                "if z has covariance I, A z has covariance A A^T: for which A is that S?",
-            ),
-            Fact("each component has its mean", _sample_means, "shift by mu[k]; noise has the mean 0"),
-            Fact("all randomness comes from gen", _sample_generator, "every random function takes generator=gen"),
-            Fact("points are independent draws", _sample_free, "draw one k for each point"),
+SAMPLE_GMM = Exercise(
+    by_probe=True,
+    id="00.3",
+    names=("sample_gmm",),
+    references=(sample_gmm,),
+    inputs=_sample_inputs,
+    facts=(
+        Fact("gives n points of D numbers, for any n, K and D", _sample_sizes, "n may well be larger than K"),
+        Fact("components come as often as w says", _sample_shares, "torch.multinomial draws with given weights"),
+        Fact("k says where x comes from", _sample_labels, "the k that is returned is the k that chose mu"),
+        Fact(
+            "each component has its covariance S",
+            _sample_covs,
+            "if z has covariance I, A z has covariance A A^T: for which A is that S?",
         ),
-        mistakes=(
-            Mistake(
-                "S as its own factor",
-                "Your covariance is S squared: S, or its eigenvalues without a root, stretch the noise, as if a "
-                "variance were a standard deviation.",
-                (_sample_by(lambda S: S),),
-            ),
-            Mistake(
-                "factor transposed",
-                "The factor is transposed: the noise has covariance L^T L and not L L^T, an ellipse of the same size "
-                "turned elsewhere.",
-                (_sample_by(lambda S: torch.linalg.cholesky(S).mT),),
-            ),
-            Mistake(
-                "without replacement",
-                "You draw the components without replacement: each can come only once, so that n > K fails.",
-                (_sample_by(component=lambda w, n, gen: torch.multinomial(w, n, generator=gen)),),
-            ),
-            Mistake(
-                "generator ignored",
-                "Nothing is drawn from gen: the same generator gives other points each time, and nobody can repeat "
-                "your figure.",
-                (
-                    _sample_by(
-                        component=lambda w, n, gen: _any_k(w, n, None),
-                        noise=lambda n, D, gen: torch.randn(n, D, dtype=torch.float64),
-                    ),
-                ),
-            ),
-            Mistake(
-                "components without the generator",
-                "The noise is drawn from gen, but the components are not: they are other ones each time.",
-                (_sample_by(component=lambda w, n, gen: _any_k(w, n, None)),),
-            ),
-            Mistake(
-                "noise without the generator",
-                "The components are drawn from gen, but the noise is not: it is another one each time.",
-                (_sample_by(noise=lambda n, D, gen: torch.randn(n, D, dtype=torch.float64)),),
-            ),
-            Mistake(
-                "weights ignored",
-                "The weights are ignored: every component comes equally often.",
-                (_sample_by(component=lambda w, n, gen: torch.randint(len(w), (n,), generator=gen)),),
-            ),
-            Mistake(
-                "k drawn again",
-                "The k that you return is drawn anew, and says nothing about where x comes from.",
-                (_sample_by(label=lambda k, w, n, gen: _any_k(w, n, gen)),),
-            ),
-            Mistake(
-                "no mean",
-                "The means are missing: all components sit on top of one another at 0.",
-                (_sample_by(centre=0.0),),
-            ),
-            Mistake(
-                "no covariance",
-                "S is not used: every component is a round N(mu_k, I).",
-                (_sample_by(lambda S: torch.eye(S.shape[-1]).to(S).expand_as(S)),),
-            ),
-            Mistake(
-                "diagonal only",
-                "You use only the roots of the diagonal of S: the ellipses lose their tilt.",
-                (_sample_by(lambda S: torch.diag_embed(S.diagonal(dim1=-2, dim2=-1).sqrt())),),
-            ),
-            Mistake(
-                "rand for randn",
-                "The noise is uniform in [0, 1) (rand): a Gaussian needs randn, with mean 0 and variance 1.",
-                (_sample_by(noise=lambda n, D, gen: torch.rand(n, D, generator=gen, dtype=torch.float64)),),
-            ),
-            Mistake(
-                "one number for all coordinates",
-                "One random number serves all coordinates of a point: every island becomes a line.",
-                (
-                    _sample_by(
-                        noise=lambda n, D, gen: torch.randn(n, 1, generator=gen, dtype=torch.float64).expand(n, D)
-                    ),
-                ),
-            ),
-            Mistake(
-                "one noise for all points",
-                "One draw of noise serves all points: those of a component are copies of each other.",
-                (
-                    _sample_by(
-                        noise=lambda n, D, gen: torch.randn(1, D, generator=gen, dtype=torch.float64).expand(n, D)
-                    ),
+        Fact("each component has its mean", _sample_means, "shift by mu[k]; noise has the mean 0"),
+        Fact("all randomness comes from gen", _sample_generator, "every random function takes generator=gen"),
+        Fact("points are independent draws", _sample_free, "draw one k for each point"),
+    ),
+    mistakes=(
+        Mistake(
+            "S as its own factor",
+            "Your covariance is S squared: S, or its eigenvalues without a root, stretch the noise, as if a "
+            "variance were a standard deviation.",
+            (_sample_by(lambda S: S),),
+        ),
+        Mistake(
+            "factor transposed",
+            "The factor is transposed: the noise has covariance L^T L and not L L^T, an ellipse of the same size "
+            "turned elsewhere.",
+            (_sample_by(lambda S: torch.linalg.cholesky(S).mT),),
+        ),
+        Mistake(
+            "without replacement",
+            "You draw the components without replacement: each can come only once, so that n > K fails.",
+            (_sample_by(component=lambda w, n, gen: torch.multinomial(w, n, generator=gen)),),
+        ),
+        Mistake(
+            "generator ignored",
+            "Nothing is drawn from gen: the same generator gives other points each time, and nobody can repeat "
+            "your figure.",
+            (
+                _sample_by(
+                    component=lambda w, n, gen: _any_k(w, n, None),
+                    noise=lambda n, D, gen: torch.randn(n, D, dtype=torch.float64),
                 ),
             ),
         ),
-        alternatives=((_sample_by(_eigen_factor),), (_sample_loop,), (_sample_root,)),
-        hints=(
-            "Two steps: a component for each point, then a Gaussian of that component. If z has covariance I, which "
-            "matrix A gives A z the covariance S?",
-            "k from torch.multinomial(w, n, replacement=True, generator=gen); x = mu[k] + L[k] z with z from randn and "
-            "L the Cholesky factor of S.",
+        Mistake(
+            "components without the generator",
+            "The noise is drawn from gen, but the components are not: they are other ones each time.",
+            (_sample_by(component=lambda w, n, gen: _any_k(w, n, None)),),
         ),
-        hides=("mixture.GaussianMixture.sample",),
-        probe=_sample_probe,
-    )
+        Mistake(
+            "noise without the generator",
+            "The components are drawn from gen, but the noise is not: it is another one each time.",
+            (_sample_by(noise=lambda n, D, gen: torch.randn(n, D, dtype=torch.float64)),),
+        ),
+        Mistake(
+            "weights ignored",
+            "The weights are ignored: every component comes equally often.",
+            (_sample_by(component=lambda w, n, gen: torch.randint(len(w), (n,), generator=gen)),),
+        ),
+        Mistake(
+            "k drawn again",
+            "The k that you return is drawn anew, and says nothing about where x comes from.",
+            (_sample_by(label=lambda k, w, n, gen: _any_k(w, n, gen)),),
+        ),
+        Mistake(
+            "no mean",
+            "The means are missing: all components sit on top of one another at 0.",
+            (_sample_by(centre=0.0),),
+        ),
+        Mistake(
+            "no covariance",
+            "S is not used: every component is a round N(mu_k, I).",
+            (_sample_by(lambda S: torch.eye(S.shape[-1]).to(S).expand_as(S)),),
+        ),
+        Mistake(
+            "diagonal only",
+            "You use only the roots of the diagonal of S: the ellipses lose their tilt.",
+            (_sample_by(lambda S: torch.diag_embed(S.diagonal(dim1=-2, dim2=-1).sqrt())),),
+        ),
+        Mistake(
+            "rand for randn",
+            "The noise is uniform in [0, 1) (rand): a Gaussian needs randn, with mean 0 and variance 1.",
+            (_sample_by(noise=lambda n, D, gen: torch.rand(n, D, generator=gen, dtype=torch.float64)),),
+        ),
+        Mistake(
+            "one number for all coordinates",
+            "One random number serves all coordinates of a point: every island becomes a line.",
+            (_sample_by(noise=lambda n, D, gen: torch.randn(n, 1, generator=gen, dtype=torch.float64).expand(n, D)),),
+        ),
+        Mistake(
+            "one noise for all points",
+            "One draw of noise serves all points: those of a component are copies of each other.",
+            (_sample_by(noise=lambda n, D, gen: torch.randn(1, D, generator=gen, dtype=torch.float64).expand(n, D)),),
+        ),
+    ),
+    alternatives=((_sample_by(_eigen_factor),), (_sample_loop,), (_sample_root,)),
+    hints=(
+        "Two steps: a component for each point, then a Gaussian of that component. If z has covariance I, which "
+        "matrix A gives A z the covariance S?",
+        "k from torch.multinomial(w, n, replacement=True, generator=gen); x = mu[k] + L[k] z with z from randn and "
+        "L the Cholesky factor of S.",
+    ),
+    hides=("mixture.GaussianMixture.sample",),
+    probe=_sample_probe,
 )
 
 # --- 00.4 energy_distance ---------------------------------------------------------------------------------------------
@@ -1143,115 +1122,115 @@ def _energy_probe(answer: Answer, g: Generator) -> object:
     for case in cases:
         got = _tried(answer, *(part.clone() for part in case))
         found.append(float(got) if isinstance(got, Tensor) and got.numel() == 1 else got)
-    return found
+    far = 100 + randn(g, 60, 3)
+    got = _tried(answer, far, far[:40].clone())
+    return [*found, math.isfinite(got) if isinstance(got, Tensor | float | int) else got]
 
 
-ENERGY = _by_probe(
-    Exercise(
-        id="00.4",
-        names=("energy_distance",),
-        references=(energy_distance,),
-        inputs=_energy_inputs,
-        facts=(
-            Fact("a point at 0 against a point at 1 gives 2", _energy_points, "how often does the cross term count?"),
-            Fact("two equal samples give 0", _energy_zero, "all pairs, a row with itself too: V-statistic"),
-            Fact("is symmetric", _energy_symmetric, "each sample has a term of its own, with the same weight"),
-            Fact("averages over all pairs", _energy_pairs, "a mean over the whole (N, M) or (N, N) table"),
-            Fact("is the area between distribution functions", _energy_line, "N and M need not be equal"),
-            Fact("measures with Euclid's distance", _energy_euclid, "a root over D, and none after that"),
-            Fact("survives points that coincide", _energy_shared, "differences first, then squares: no cancellation"),
-        ),
-        mistakes=(
-            Mistake(
-                "cross term once",
-                "The cross term counts once: it needs the factor 2, as there are two terms to balance.",
-                (_energy_by(1.0),),
-            ),
-            Mistake(
-                "half",
-                "Your result is half of the energy distance: E|x - y| minus half of each own term.",
-                (_energy_by(1.0, (0.5, 0.5)),),
-            ),
-            Mistake(
-                "not symmetric: x twice",
-                "You subtract the term of x twice and that of y never: the result depends on which sample comes first.",
-                (_energy_by(2.0, (2.0, 0.0)),),
-            ),
-            Mistake(
-                "not symmetric: y twice",
-                "You subtract the term of y twice and that of x never: the result depends on which sample comes first.",
-                (_energy_by(2.0, (0.0, 2.0)),),
-            ),
-            Mistake(
-                "one own term",
-                "The term of y is missing: two equal samples are then not at the distance 0.",
-                (_energy_by(2.0, (1.0, 0.0)),),
-            ),
-            Mistake(
-                "square root",
-                "You take a square root at the end. Some books do; here the distance is meant without it, so that it "
-                "grows in proportion to the scale.",
-                (_energy_by(after=lambda e: e.clamp(min=0).sqrt()),),
-            ),
-            Mistake(
-                "a row not paired with itself",
-                "You leave out the pairs of a row with itself: unbiased, but a sample against itself is then not 0.",
-                (_energy_by(mean=_unpaired),),
-            ),
-            Mistake(
-                "row with row",
-                "You pair row i of x with row i of y: that fails for N other than M, and misses most pairs.",
-                (_energy_by(across=lambda a, b: (a - b).norm(dim=1).mean()),),
-            ),
-            Mistake(
-                "NaN where points coincide",
-                "You get |a - b|^2 from products: where points coincide rounding leaves it just below 0, and the root "
-                "is NaN.",
-                (_energy_by(mean=_by_products),),
-            ),
-            Mistake(
-                "squared distances",
-                "You average squared distances: all that is left then is twice the squared distance of the means, and "
-                "samples of equal mean look the same.",
-                (_energy_by(mean=lambda a, b: (_pairs(a, b) ** 2).mean()),),
-            ),
-            Mistake(
-                "absolute values",
-                "You add absolute differences over the dimensions: turned samples then get another distance.",
-                (_energy_by(mean=lambda a, b: (a[:, None] - b).abs().sum(2).mean()),),
-            ),
-            Mistake(
-                "own terms halved",
-                "The own terms count half, as if each pair of rows were there once: the mean over all pairs has each "
-                "twice, and equal samples give 0 only so.",
-                (_energy_by(2.0, (0.5, 0.5)),),
-            ),
-            Mistake(
-                "own terms added",
-                "The own terms are added where they must be subtracted: equal samples come out far apart.",
-                (_energy_by(2.0, (-1.0, -1.0)),),
-            ),
-            Mistake(
-                "cross term alone",
-                "Only the cross term is there: spread-out samples are then far from themselves.",
-                (_energy_by(2.0, (0.0, 0.0)),),
-            ),
-            Mistake(
-                "distance of the means",
-                "You compare the means of the samples: samples of equal mean and unequal spread look the same.",
-                (lambda x, y: 2 * float((x.mean(0) - y.mean(0)).norm()),),
-            ),
-        ),
-        alternatives=((_energy_loop,), (_energy_weights,), (_energy_pdist,)),
-        hints=(
-            "Three tables of distances, (N, M), (N, N) and (M, M), and the mean of each. With which signs and factors "
-            "do equal samples give 0?",
-            "2 mean|x_i - y_j| - mean|x_i - x_j| - mean|y_i - y_j|, each over the whole table, zeros included.",
-        ),
-        hides=("metrics.energy_distance",),
-        probe=_energy_probe,
+ENERGY = Exercise(
+    by_probe=True,
+    id="00.4",
+    names=("energy_distance",),
+    references=(energy_distance,),
+    inputs=_energy_inputs,
+    facts=(
+        Fact("a point at 0 against a point at 1 gives 2", _energy_points, "how often does the cross term count?"),
+        Fact("two equal samples give 0", _energy_zero, "all pairs, a row with itself too: V-statistic"),
+        Fact("is symmetric", _energy_symmetric, "each sample has a term of its own, with the same weight"),
+        Fact("averages over all pairs", _energy_pairs, "a mean over the whole (N, M) or (N, N) table"),
+        Fact("is the area between distribution functions", _energy_line, "N and M need not be equal"),
+        Fact("measures with Euclid's distance", _energy_euclid, "a root over D, and none after that"),
+        Fact("survives points that coincide", _energy_shared, "differences first, then squares: no cancellation"),
     ),
-    dtype=False,
+    mistakes=(
+        Mistake(
+            "cross term once",
+            "The cross term counts once: it needs the factor 2, as there are two terms to balance.",
+            (_energy_by(1.0),),
+        ),
+        Mistake(
+            "half",
+            "Your result is half of the energy distance: E|x - y| minus half of each own term.",
+            (_energy_by(1.0, (0.5, 0.5)),),
+        ),
+        Mistake(
+            "not symmetric: x twice",
+            "You subtract the term of x twice and that of y never: the result depends on which sample comes first.",
+            (_energy_by(2.0, (2.0, 0.0)),),
+        ),
+        Mistake(
+            "not symmetric: y twice",
+            "You subtract the term of y twice and that of x never: the result depends on which sample comes first.",
+            (_energy_by(2.0, (0.0, 2.0)),),
+        ),
+        Mistake(
+            "one own term",
+            "The term of y is missing: two equal samples are then not at the distance 0.",
+            (_energy_by(2.0, (1.0, 0.0)),),
+        ),
+        Mistake(
+            "square root",
+            "You take a square root at the end. Some books do; here the distance is meant without it, so that it "
+            "grows in proportion to the scale.",
+            (_energy_by(after=lambda e: e.clamp(min=0).sqrt()),),
+        ),
+        Mistake(
+            "a row not paired with itself",
+            "You leave out the pairs of a row with itself: unbiased, but a sample against itself is then not 0.",
+            (_energy_by(mean=_unpaired),),
+        ),
+        Mistake(
+            "row with row",
+            "You pair row i of x with row i of y: that fails for N other than M, and misses most pairs.",
+            (_energy_by(across=lambda a, b: (a - b).norm(dim=1).mean()),),
+        ),
+        Mistake(
+            "NaN where points coincide",
+            "You get |a - b|^2 from products: where points coincide rounding leaves it just below 0, and the root "
+            "is NaN.",
+            (_energy_by(mean=_by_products),),
+        ),
+        Mistake(
+            "squared distances",
+            "You average squared distances: all that is left then is twice the squared distance of the means, and "
+            "samples of equal mean look the same.",
+            (_energy_by(mean=lambda a, b: (_pairs(a, b) ** 2).mean()),),
+        ),
+        Mistake(
+            "absolute values",
+            "You add absolute differences over the dimensions: turned samples then get another distance.",
+            (_energy_by(mean=lambda a, b: (a[:, None] - b).abs().sum(2).mean()),),
+        ),
+        Mistake(
+            "own terms halved",
+            "The own terms count half, as if each pair of rows were there once: the mean over all pairs has each "
+            "twice, and equal samples give 0 only so.",
+            (_energy_by(2.0, (0.5, 0.5)),),
+        ),
+        Mistake(
+            "own terms added",
+            "The own terms are added where they must be subtracted: equal samples come out far apart.",
+            (_energy_by(2.0, (-1.0, -1.0)),),
+        ),
+        Mistake(
+            "cross term alone",
+            "Only the cross term is there: spread-out samples are then far from themselves.",
+            (_energy_by(2.0, (0.0, 0.0)),),
+        ),
+        Mistake(
+            "distance of the means",
+            "You compare the means of the samples: samples of equal mean and unequal spread look the same.",
+            (lambda x, y: 2 * float((x.mean(0) - y.mean(0)).norm()),),
+        ),
+    ),
+    alternatives=((_energy_loop,), (_energy_weights,), (_energy_pdist,)),
+    hints=(
+        "Three tables of distances, (N, M), (N, N) and (M, M), and the mean of each. With which signs and factors "
+        "do equal samples give 0?",
+        "2 mean|x_i - y_j| - mean|x_i - x_j| - mean|y_i - y_j|, each over the whole table, zeros included.",
+    ),
+    hides=("metrics.energy_distance",),
+    probe=_energy_probe,
 )
 
 # --- 00.5 my_test -----------------------------------------------------------------------------------------------------
@@ -1296,22 +1275,6 @@ WRONG = (
     ("the time of the first example for the whole batch", _formula(time=lambda t: t[:1].expand(len(t)))),
     ("x0 changed in place", _in_place),
 )
-
-
-def _spares(answer: Answer, g: Generator) -> None:
-    """Errors of the test go through, so that the report shows the line that objects."""
-    for tried in range(3):
-        answer.reseed(tried)
-        for function in RIGHT:
-            said = answer(function)
-            if said is not None:
-                raise Wrong(f"your test returned {said!r}: a test says no by raising (assert ...), and returns nothing")
-
-
-def _verdicts(answer: Answer, g: Generator) -> object:
-    """What the test says of each function: it raises, returns None, or returns something."""
-    said = [_tried(answer, function) for function in (*RIGHT, *(function for _, function in WRONG))]
-    return ["raises" if isinstance(one, str) else type(one).__name__ for one in said]
 
 
 def _table() -> Tensor:
@@ -1454,6 +1417,7 @@ MY_TEST = test_exercise(
         ),
     ),
     alternatives=(_with_copy((9, 1, 4, 7), keeps=True), _test_numbers, _test_inverse),
+    hides=("schedules.add_noise",),
     hints=(
         "Choose numbers for which the right answer is plain: x0 = 1 and eps = 0, say. Which times must be in one batch "
         "so that a confusion of times shows? What must be the same after the call as before?",
@@ -1461,18 +1425,4 @@ MY_TEST = test_exercise(
         "x0 = 0, eps = 1 and it is 1; and x0 is unchanged.",
     ),
 )
-MY_TEST = dataclasses.replace(
-    MY_TEST,
-    facts=(
-        Fact(
-            "returns None for correct functions",
-            _spares,
-            "it objects to a right function: is its own formula wrong, is it too strict (allclose, not ==), or broken?",
-        ),
-        *MY_TEST.facts[1:],
-    ),
-    probe=_verdicts,
-    hides=("schedules.add_noise",),
-)
-
 EXERCISES = (GMM_LOGP, AUTOGRAD_SCORE, SAMPLE_GMM, ENERGY, MY_TEST)

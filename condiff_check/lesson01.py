@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from condiff_ref.mixture import GaussianMixture, archipelago
+from condiff_ref.schedules import discrete
 from condiff_ref.shapes import pad
 
 from .compare import close
 from .draws import integer, pictures, randn, times
 from .exercise import Answer, Exercise, Fact, Mistake, Wrong, need
-from .oracle import OracleEps, exact_eps, table
+from .oracle import OracleEps, exact_eps
 from .testing import test_exercise
 from .xray import Formula, ddpm_probes, random_abar
 
@@ -199,6 +200,12 @@ def _abar_cosine(answer: Answer, g: Generator) -> None:
         raise Wrong(f"cosine, T = {T}: abar[T/2] is {got:.10g}", expected=f"{right:.10g}")
 
 
+def _abar_digits(answer: Answer, g: Generator) -> object:
+    tables = [answer(50, "linear"), answer(50, "cosine"), answer(21, "linear")]
+    exact = math.exp(math.fsum(math.log1p(-(1e-4 + 0.0199 * i / 999)) for i in range(1000)))
+    return [*tables, math.isclose(float(answer(1000, "linear")[-1]), exact, rel_tol=1e-9)]
+
+
 def _abar_by(
     product: Callable[[Tensor], Tensor] = lambda betas: (1 - betas).cumprod(0), f0: bool = True, **how: bool
 ) -> Callable:
@@ -302,7 +309,7 @@ MAKE_ABAR = Exercise(
         "cat([1, cumprod(1 - betas)]), and f / f[0] for the cosine.",
     ),
     hides=("schedules.ddpm_alpha_bar",),
-    probe=lambda answer, g: [answer(50, "linear"), answer(50, "cosine"), answer(21, "linear")],
+    probe=_abar_digits,
 )
 
 # --- 01.2 q_sample ----------------------------------------------------------------------------------------------------
@@ -393,7 +400,10 @@ def _q_clean(answer: Answer, g: Generator) -> None:
 
 def _q_unit(answer: Answer, g: Generator) -> None:
     abar, t, one = random_abar(g), times(g, 3), torch.ones(3, 1, dtype=torch.float64)
-    share, noise = answer(one, t, 0 * one, abar)[:, 0], answer(0 * one, t, one, abar)[:, 0]
+    share, noise = answer(one, t, 0 * one, abar), answer(0 * one, t, one, abar)
+    if share.shape != one.shape:
+        raise Wrong(f"for x0 of shape (3, 1) the result has shape {tuple(share.shape)}")
+    share, noise = share[:, 0], noise[:, 0]
     total = share**2 + noise**2
     if not close(total, torch.ones(3).double()):
         shown = ", ".join(f"{v:.3f}" for v in total)
@@ -403,14 +413,13 @@ def _q_unit(answer: Answer, g: Generator) -> None:
 
 
 def _q_shapes(answer: Answer, g: Generator) -> None:
-    """One axis and three: whatever the axes, each example has its own t."""
+    """Whatever the axes, each example comes out as it does alone and flattened."""
     abar = random_abar(g)
     for shape in ((5,), (4, 4), (2, 3, 2, 2, 3)):
         x0, eps, t = randn(g, *shape), randn(g, *shape), times(g, shape[0])
-        a, sigma = _a_sigma(abar, t, x0)
-        need(
-            answer(x0, t, eps, abar), a * x0 + sigma * eps, f"for x0 of shape {shape}, each example must use its own t"
-        )
+        got = answer(x0, t, eps, abar)
+        rows = [answer(x0[i].view(1, -1), t[i : i + 1], eps[i].view(1, -1), abar) for i in range(len(t))]
+        need(got, torch.cat(rows).view(shape), f"for x0 of shape {shape}, examples do not come out as they do alone")
 
 
 _q_formula = Formula("q_sample", "xt", ("x0", "eps"), "xt = sqrt(abar[t])*x0 + sqrt(1 - abar[t])*eps", ddpm_probes)
@@ -986,11 +995,6 @@ POSTERIOR = Exercise(
             "then the weighted sum."
         ),
     ),
-    hides=(
-        "mixture.GaussianMixture.score",
-        "mixture.GaussianMixture.posterior_mean",
-        "mixture.GaussianMixture.denoiser",
-    ),
     probe=lambda answer, g: answer(
         torch.tensor([0.2, 3.0]).double(), 3 * randn(g, 5, 2), 1, 1 - torch.arange(9).double() / 2000
     ),
@@ -1054,7 +1058,7 @@ def _dsm_floor(answer: Answer, g: Generator) -> None:
     x0, eps = world.sample(n, g)[0], randn(g, n, 2)
     got = float(answer(OracleEps(world, abar), x0, t, eps, abar).detach())
     a, sigma = _a_sigma(abar, t, x0)
-    cov = world.posterior_cov(a * x0 + sigma * eps, t.double(), table(abar))
+    cov = world.posterior_cov(a * x0 + sigma * eps, t.double(), discrete(abar))
     per_example = (a / sigma)[:, 0] ** 2 * cov.diagonal(dim1=1, dim2=2).sum(1) / 2
     floor, spread = float(per_example.mean()), 6 * 1.5 / math.sqrt(n)
     if abs(got - floor) > spread:
@@ -1256,6 +1260,12 @@ def _ddpm_last(answer: Answer, g: Generator) -> None:
             raise Wrong(f'variance="{variance}": one example at t = 1 silences the noise of the whole batch')
 
 
+def _ddpm_ends(answer: Answer, g: Generator) -> object:
+    xt, eps, z = pictures(g, 3)
+    t, abar = torch.tensor([1, 5, 1, 9]), random_abar(g)
+    return [answer.call("ddpm_step", xt, eps, t, z, abar, variance) for variance in ("posterior", "beta")]
+
+
 def _ddpm_by(
     on_eps: Callable, over: Callable = lambda ab, t: _alpha(ab, t).sqrt(), sign: float = -1.0
 ) -> tuple[Callable, Callable]:
@@ -1391,6 +1401,7 @@ DDPM = Exercise(
         ),
         "(xt - beta / sqrt(1 - abar) eps) / sqrt(alpha); plus sqrt(variance) z where t > 1.",
     ),
+    probe=_ddpm_ends,
     hides=("samplers.ddpm_step", "samplers.posterior"),
     points=2,
 )
@@ -1659,11 +1670,13 @@ TEST = test_exercise(
         ),
         Mistake(
             "a wrong formula of its own",
-            "Your test compares with a formula that is itself wrong: it refuses correct functions.",
+            "Your test refuses correct functions: the formula it compares with is wrong, or it is too strict, with == "
+            "where allclose is due.",
             (_own_wrong_formula,),
         ),
     ),
     alternatives=(_ddim_from_scratch, _ddim_loops),
+    hides=("samplers.ddim_step",),
     hints=(
         "You may choose x0 and eps yourself and make x_t from them. What must come out then at s, and at s = 0?",
         (

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
@@ -18,8 +18,7 @@ from condiff_ref.shapes import pad
 from .compare import close
 from .draws import integer, pictures, randn
 from .exercise import Answer, Exercise, Fact, Mistake, Wrong, need
-from .guard import Failed, NotDone, OutOfTime
-from .invariants import first_facts, last_facts
+from .guard import Failed, OutOfTime
 from .oracle import exact_eps
 from .testing import test_exercise
 from .xray import random_abar
@@ -156,32 +155,6 @@ def my_drop_test(drop_labels: Callable) -> None:
 
 
 # --- what several exercises share -------------------------------------------------------------------------------------
-
-
-def _with_invariants(exercise: Exercise, but: str = "") -> Exercise:
-    """The exercise with the facts that hold for every exercise among its own, recognised by its probe alone.
-
-    `but` names a fact to leave out.
-
-    For answers that draw random numbers: two answers with one mistake may draw in another order.
-    """
-    last = (fact for fact in last_facts(exercise) if fact.name != but)
-    facts = (*first_facts(exercise), *exercise.facts, *last)
-    return replace(exercise, facts=facts, universal=False)
-
-
-def _look(see: Callable[[Answer, Generator], object]) -> Callable[[Answer, Generator], object]:
-    """A probe that survives results it cannot use."""
-
-    def probe(answer: Answer, g: Generator) -> object:
-        try:
-            return see(answer, g)
-        except (Failed, NotDone, OutOfTime):
-            raise
-        except Exception as error:
-            return type(error).__name__
-
-    return probe
 
 
 def _gen(g: Generator) -> Generator:
@@ -408,7 +381,7 @@ TIME_EMBEDDING = Exercise(
         "cat([sin(angles), cos(angles)], dim=1) with angles = 1000 t 10000^(-i / (d/2)), after a check of d.",
     ),
     hides=("layers.time_embedding",),
-    probe=_look(lambda answer, g: answer(torch.tensor([0.002, 0.0005]).double(), 7)),
+    probe=lambda answer, g: answer(torch.tensor([0.002, 0.0005]).double(), 7),
 )
 
 # --- 02.2 film --------------------------------------------------------------------------------------------------------
@@ -594,7 +567,7 @@ FILM = Exercise(
         "Cut e into two halves along its second axis; then give each half the two axes that h has and it has not.",
         "h * (1 + scale[:, :, None, None]) + shift[:, :, None, None], scale the first half of e.",
     ),
-    probe=_look(_film_see),
+    probe=_film_see,
 )
 
 # --- 02.3 drop_labels -------------------------------------------------------------------------------------------------
@@ -740,97 +713,93 @@ def _drop_see(answer: Answer, g: Generator) -> object:
     )
 
 
-DROP_LABELS = _with_invariants(
-    Exercise(
-        id="02.3",
-        names=("drop_labels",),
-        references=(drop_labels,),
-        inputs=_drop_inputs,
-        facts=(
-            Fact("p = 0 keeps every label, p = 1 drops every label", _drop_ends, "a number in [0, 1) is below p ..."),
-            Fact("a label stays or becomes null", _drop_null, "null has a row of its own in the embedding"),
-            Fact(
-                "each label has its own coin, new each time", _drop_coins, "how many random numbers do B labels need?"
-            ),
-            Fact("the share p is dropped", _drop_share, "which side of the comparison is dropped?"),
+DROP_LABELS = Exercise(
+    by_probe=True,
+    id="02.3",
+    names=("drop_labels",),
+    references=(drop_labels,),
+    inputs=_drop_inputs,
+    facts=(
+        Fact("p = 0 keeps every label, p = 1 drops every label", _drop_ends, "a number in [0, 1) is below p ..."),
+        Fact("a label stays or becomes null", _drop_null, "null has a row of its own in the embedding"),
+        Fact("each label has its own coin, new each time", _drop_coins, "how many random numbers do B labels need?"),
+        Fact("the share p is dropped", _drop_share, "which side of the comparison is dropped?"),
+    ),
+    mistakes=(
+        Mistake(
+            "one coin per batch",
+            "You toss one coin for the whole batch: all labels are dropped or none. Each label needs its own.",
+            (_drop_by(lambda y, p, gen: (torch.rand((), generator=gen) < p).expand(y.shape)),),
         ),
-        mistakes=(
-            Mistake(
-                "one coin per batch",
-                "You toss one coin for the whole batch: all labels are dropped or none. Each label needs its own.",
-                (_drop_by(lambda y, p, gen: (torch.rand((), generator=gen) < p).expand(y.shape)),),
-            ),
-            Mistake(
-                "inverted",
-                "Labels are dropped with probability 1 - p: the comparison is the wrong way round.",
-                (_drop_by(lambda y, p, gen: ~_coins(y, p, gen)),),
-            ),
-            Mistake(
-                "0 for null",
-                "Dropped labels become 0, as they do when labels are multiplied by a mask. 0 is the digit zero: the "
-                "model "
-                "would learn a blend of all digits under that name.",
-                (_drop_by(_coins, lambda y, m, null: y * (~m).long()),),
-            ),
-            Mistake(
-                "null - 1",
-                "Dropped labels become null - 1, a real class: with digits 0 .. 9 null is 10, not 9.",
-                (_drop_by(_coins, lambda y, m, null: torch.where(m, null - 1, y)),),
-            ),
-            Mistake(
-                "times the wrong mask",
-                "You multiply by the mask of what is dropped: the labels to drop stay, and all others become 0.",
-                (_drop_by(_coins, lambda y, m, null: y * m.long()),),
-            ),
-            Mistake(
-                "null added",
-                "null is added to the dropped labels instead of taking their place.",
-                (_drop_by(_coins, lambda y, m, null: y + null * m.long()),),
-            ),
-            Mistake(
-                "in place",
-                "The labels are overwritten in place: the next epoch finds them dropped already, and in the end there "
-                "are "
-                "none left.",
-                (_drop_in_place,),
-            ),
-            Mistake(
-                "float",
-                "The labels come back as floating-point numbers: an embedding looks up integers.",
-                (_drop_by(_coins, lambda y, m, null: torch.where(m, float(null), y.float())),),
-            ),
-            Mistake(
-                "fixed places",
-                "It is always the first p B labels that are dropped, not random ones.",
-                (_drop_by(lambda y, p, gen: torch.arange(len(y)) < round(p * len(y))),),
-            ),
-            Mistake(
-                "mask unused",
-                "Nothing is ever dropped: the mask is drawn and then not used. (DALLE2-pytorch had this bug, issue "
-                "235.)",
-                (_drop_by(_coins, lambda y, m, null: y.clone()),),
-            ),
-            Mistake(
-                "always exactly p B",
-                "Exactly p B labels of each batch are dropped. Each label should be dropped with probability p "
-                "whatever "
-                "its batch mates do; with small batches the difference shows.",
-                (_drop_by(_exactly),),
-            ),
-            Mistake(
-                "gen not used",
-                "The random numbers do not come from gen, so that a run cannot be repeated.",
-                (_drop_by(lambda y, p, gen: torch.rand(y.shape) < p),),
-            ),
+        Mistake(
+            "inverted",
+            "Labels are dropped with probability 1 - p: the comparison is the wrong way round.",
+            (_drop_by(lambda y, p, gen: ~_coins(y, p, gen)),),
         ),
-        alternatives=((_drop_bernoulli,), (_drop_one_by_one,), (_drop_arithmetic,)),
-        hints=(
-            "torch.rand takes a shape and generator=gen; what is the probability that such a number is below p?",
-            "torch.where(torch.rand(y.shape, generator=gen) < p, null, y).",
+        Mistake(
+            "0 for null",
+            "Dropped labels become 0, as they do when labels are multiplied by a mask. 0 is the digit zero: the "
+            "model "
+            "would learn a blend of all digits under that name.",
+            (_drop_by(_coins, lambda y, m, null: y * (~m).long()),),
         ),
-        hides=("train.drop",),
-        probe=_look(_drop_see),
-    )
+        Mistake(
+            "null - 1",
+            "Dropped labels become null - 1, a real class: with digits 0 .. 9 null is 10, not 9.",
+            (_drop_by(_coins, lambda y, m, null: torch.where(m, null - 1, y)),),
+        ),
+        Mistake(
+            "times the wrong mask",
+            "You multiply by the mask of what is dropped: the labels to drop stay, and all others become 0.",
+            (_drop_by(_coins, lambda y, m, null: y * m.long()),),
+        ),
+        Mistake(
+            "null added",
+            "null is added to the dropped labels instead of taking their place.",
+            (_drop_by(_coins, lambda y, m, null: y + null * m.long()),),
+        ),
+        Mistake(
+            "in place",
+            "The labels are overwritten in place: the next epoch finds them dropped already, and in the end there "
+            "are "
+            "none left.",
+            (_drop_in_place,),
+        ),
+        Mistake(
+            "float",
+            "The labels come back as floating-point numbers: an embedding looks up integers.",
+            (_drop_by(_coins, lambda y, m, null: torch.where(m, float(null), y.float())),),
+        ),
+        Mistake(
+            "fixed places",
+            "It is always the first p B labels that are dropped, not random ones.",
+            (_drop_by(lambda y, p, gen: torch.arange(len(y)) < round(p * len(y))),),
+        ),
+        Mistake(
+            "mask unused",
+            "Nothing is ever dropped: the mask is drawn and then not used. (DALLE2-pytorch had this bug, issue 235.)",
+            (_drop_by(_coins, lambda y, m, null: y.clone()),),
+        ),
+        Mistake(
+            "always exactly p B",
+            "Exactly p B labels of each batch are dropped. Each label should be dropped with probability p "
+            "whatever "
+            "its batch mates do; with small batches the difference shows.",
+            (_drop_by(_exactly),),
+        ),
+        Mistake(
+            "gen not used",
+            "The random numbers do not come from gen, so that a run cannot be repeated.",
+            (_drop_by(lambda y, p, gen: torch.rand(y.shape) < p),),
+        ),
+    ),
+    alternatives=((_drop_bernoulli,), (_drop_one_by_one,), (_drop_arithmetic,)),
+    hints=(
+        "torch.rand takes a shape and generator=gen; what is the probability that such a number is below p?",
+        "torch.where(torch.rand(y.shape, generator=gen) < p, null, y).",
+    ),
+    hides=("train.drop",),
+    probe=_drop_see,
 )
 
 # --- 02.4 train_step --------------------------------------------------------------------------------------------------
@@ -1145,154 +1114,151 @@ def _train_see(answer: Answer, g: Generator) -> object:
     return seen
 
 
-TRAIN_STEP = _with_invariants(
-    Exercise(
-        id="02.4",
-        names=("train_step",),
-        references=(train_step,),
-        inputs=_train_inputs,
-        changes=("model", "opt", "gen"),
-        kind="training",
-        points=2,
-        facts=(
-            Fact("each example has its own t, uniform over 1 .. T", _train_times, "randint leaves out its upper end"),
-            Fact("the model sees x0 noised to t", _train_noised, "x0 as it comes, standard normal noise of its shape"),
-            Fact("a share p of the labels that the model sees is null", _train_labels, "what does the model look at?"),
-            Fact("the loss is the mean squared error of the noise", _train_loss, "mean over batch and all entries"),
-            Fact("each step goes down the gradient of its own loss", _train_moves, "three calls, in which order?"),
-            Fact("the model trains in train mode", _train_mode, "eval() is for sampling"),
-            Fact("works with float32 images and a float64 table", _train_single, "abar.to(x0.dtype)"),
+TRAIN_STEP = Exercise(
+    by_probe=True,
+    id="02.4",
+    names=("train_step",),
+    references=(train_step,),
+    inputs=_train_inputs,
+    changes=("model", "opt", "gen"),
+    kind="training",
+    points=2,
+    facts=(
+        Fact("each example has its own t, uniform over 1 .. T", _train_times, "randint leaves out its upper end"),
+        Fact("the model sees x0 noised to t", _train_noised, "x0 as it comes, standard normal noise of its shape"),
+        Fact("a share p of the labels that the model sees is null", _train_labels, "what does the model look at?"),
+        Fact("the loss is the mean squared error of the noise", _train_loss, "mean over batch and all entries"),
+        Fact("each step goes down the gradient of its own loss", _train_moves, "three calls, in which order?"),
+        Fact("the model trains in train mode", _train_mode, "eval() is for sampling"),
+        Fact("works with float32 images and a float64 table", _train_single, "abar.to(x0.dtype)"),
+    ),
+    mistakes=(
+        Mistake(
+            "no zero_grad",
+            "Gradients are never set to zero: each step moves by the sum of all gradients so far (on a repeated "
+            "batch "
+            "the second step is twice as long).",
+            (_train_by(_steps_by("back step")),),
         ),
-        mistakes=(
-            Mistake(
-                "no zero_grad",
-                "Gradients are never set to zero: each step moves by the sum of all gradients so far (on a repeated "
-                "batch "
-                "the second step is twice as long).",
-                (_train_by(_steps_by("back step")),),
-            ),
-            Mistake(
-                "step before backward",
-                "The parameters never move, though gradients are there: opt.step() comes before loss.backward(), or is "
-                "missing.",
-                (_train_by(_steps_by("zero step back")),),
-            ),
-            Mistake(
-                "step before backward, gradients kept",
-                "opt.step() comes before loss.backward(): the first step does nothing, and each later one uses "
-                "gradients "
-                "of the steps before it.",
-                (_train_by(_steps_by("step back")),),
-            ),
-            Mistake(
-                "zero_grad after backward",
-                "The gradients are set to zero between backward() and step(): the model never learns anything.",
-                (_train_by(_steps_by("back zero step")),),
-            ),
-            Mistake(
-                "t from 0",
-                "t runs over 0 .. T - 1. At t = 0 there is no noise to predict, and at t = T, where sampling starts, "
-                "the "
-                "model is never trained.",
-                (_train_by(time=lambda n, T, gen: torch.randint(0, T, (n,), generator=gen)),),
-            ),
-            Mistake(
-                "t = T missing",
-                "t = T is never drawn, as randint leaves out its upper end: sampling starts there, with a model that "
-                "has "
-                "never seen it.",
-                (_train_by(time=lambda n, T, gen: torch.randint(1, T, (n,), generator=gen)),),
-            ),
-            Mistake(
-                "t from 0 to T",
-                "t = 0 is among your times: there x_t is x0 itself, and the noise to predict is not in it.",
-                (_train_by(time=lambda n, T, gen: torch.randint(0, T + 1, (n,), generator=gen)),),
-            ),
-            Mistake(
-                "one t per batch",
-                "The whole batch has one t. Right on average, but the gradient is far noisier than with one t per "
-                "example.",
-                (_train_by(time=lambda n, T, gen: torch.randint(1, T + 1, (1,), generator=gen).expand(n)),),
-            ),
-            Mistake(
-                "x0 in [0, 1]",
-                "You map x0 to [0, 1]: the smallest pixel the network ever saw is 0, not -1, and samples come out "
-                "grey.",
-                (_train_by(see=lambda x0: (x0 + 1) / 2),),
-            ),
-            Mistake(
-                "2 x0 - 1",
-                "You map x0 by 2 x0 - 1, though the images are in [-1, 1] already: the network sees them in [-3, 1].",
-                (_train_by(see=lambda x0: 2 * x0 - 1),),
-            ),
-            Mistake(
-                "labels dropped after the forward",
-                "The model never sees the null label: labels are dropped after model(x_t, t, y), or not at all, and "
-                "without it there is no unconditional prediction to guide with.",
-                (_train_by(drop=lambda y, p, null, gen: y),),
-            ),
-            Mistake(
-                "keeps with probability p",
-                "Labels are kept with probability p and dropped otherwise: the comparison is the wrong way round.",
-                (_train_by(drop=lambda y, p, null, gen: drop_labels(y, 1 - p, null, gen)),),
-            ),
-            Mistake(
-                "one coin per batch",
-                "One coin drops all labels of the batch or none; each label needs its own.",
-                (_train_by(drop=lambda y, p, null, gen: drop_labels(y[:1] * 0, p, 1, gen) * (null - y) + y),),
-            ),
-            Mistake(
-                "eval mode",
-                "The model is put into eval mode while it trains: dropout never acts, running statistics stand still.",
-                (_train_by(ready=lambda model: model.eval()),),
-            ),
-            Mistake(
-                "noise not from gen",
-                "The noise does not come from gen (torch.randn_like cannot take one): the run cannot be repeated.",
-                (_train_by(noise=lambda x0, gen: torch.randn_like(x0)),),
-            ),
-            Mistake(
-                "one noise for all",
-                "All examples of the batch share one noise; each needs its own.",
-                (_train_by(noise=lambda x0, gen: torch.randn(x0[:1].shape, generator=gen).to(x0).expand_as(x0)),),
-            ),
-            Mistake(
-                "variance for standard deviation",
-                "The noise is multiplied by its variance 1 - abar instead of the standard deviation.",
-                (_train_by(sigma=lambda a: 1 - a),),
-            ),
-            Mistake(
-                "predicts x0",
-                "The prediction is compared with x0, so that the model learns to denoise; the sampler will take its "
-                "answer "
-                "for the noise.",
-                (_train_by(loss=lambda out, eps, x0: F.mse_loss(out, x0)),),
-            ),
-            Mistake(
-                "sum of squares",
-                "The squared errors are summed, not averaged: the step grows with batch and image size.",
-                (_train_by(loss=lambda out, eps, x0: F.mse_loss(out, eps, reduction="sum")),),
-            ),
-            Mistake(
-                "absolute errors",
-                "You average absolute errors: their minimum is the median of the noise, and the score needs its mean.",
-                (_train_by(loss=lambda out, eps, x0: F.l1_loss(out, eps)),),
-            ),
-            Mistake(
-                "graph returned",
-                "What you return is a tensor with its graph: a list of losses then keeps every step's graph in memory.",
-                (_train_by(_with_graph),),
-            ),
+        Mistake(
+            "step before backward",
+            "The parameters never move, though gradients are there: opt.step() comes before loss.backward(), or is "
+            "missing.",
+            (_train_by(_steps_by("zero step back")),),
         ),
-        alternatives=((_train_one_by_one,), (_train_zero_last,)),
-        hints=(
-            "Draw t, eps and the labels to drop; make x_t; ask the model; compare. Then three lines with opt and loss.",
-            "t = randint(1, T + 1), eps = randn(x0.shape), x_t = sqrt(abar[t]) x0 + sqrt(1 - abar[t]) eps, y = "
-            "where(rand < p, model.null, y); mse_loss(model(x_t, t, y), eps); zero_grad, backward, step; loss.item().",
+        Mistake(
+            "step before backward, gradients kept",
+            "opt.step() comes before loss.backward(): the first step does nothing, and each later one uses "
+            "gradients "
+            "of the steps before it.",
+            (_train_by(_steps_by("step back")),),
         ),
-        hides=("train.diffusion_loss", "train.drop", "schedules.add_noise"),
-        probe=_look(_train_see),
-    )
+        Mistake(
+            "zero_grad after backward",
+            "The gradients are set to zero between backward() and step(): the model never learns anything.",
+            (_train_by(_steps_by("back zero step")),),
+        ),
+        Mistake(
+            "t from 0",
+            "t runs over 0 .. T - 1. At t = 0 there is no noise to predict, and at t = T, where sampling starts, "
+            "the "
+            "model is never trained.",
+            (_train_by(time=lambda n, T, gen: torch.randint(0, T, (n,), generator=gen)),),
+        ),
+        Mistake(
+            "t = T missing",
+            "t = T is never drawn, as randint leaves out its upper end: sampling starts there, with a model that "
+            "has "
+            "never seen it.",
+            (_train_by(time=lambda n, T, gen: torch.randint(1, T, (n,), generator=gen)),),
+        ),
+        Mistake(
+            "t from 0 to T",
+            "t = 0 is among your times: there x_t is x0 itself, and the noise to predict is not in it.",
+            (_train_by(time=lambda n, T, gen: torch.randint(0, T + 1, (n,), generator=gen)),),
+        ),
+        Mistake(
+            "one t per batch",
+            "The whole batch has one t. Right on average, but the gradient is far noisier than with one t per example.",
+            (_train_by(time=lambda n, T, gen: torch.randint(1, T + 1, (1,), generator=gen).expand(n)),),
+        ),
+        Mistake(
+            "x0 in [0, 1]",
+            "You map x0 to [0, 1]: the smallest pixel the network ever saw is 0, not -1, and samples come out grey.",
+            (_train_by(see=lambda x0: (x0 + 1) / 2),),
+        ),
+        Mistake(
+            "2 x0 - 1",
+            "You map x0 by 2 x0 - 1, though the images are in [-1, 1] already: the network sees them in [-3, 1].",
+            (_train_by(see=lambda x0: 2 * x0 - 1),),
+        ),
+        Mistake(
+            "labels dropped after the forward",
+            "The model never sees the null label: labels are dropped after model(x_t, t, y), or not at all, and "
+            "without it there is no unconditional prediction to guide with.",
+            (_train_by(drop=lambda y, p, null, gen: y),),
+        ),
+        Mistake(
+            "keeps with probability p",
+            "Labels are kept with probability p and dropped otherwise: the comparison is the wrong way round.",
+            (_train_by(drop=lambda y, p, null, gen: drop_labels(y, 1 - p, null, gen)),),
+        ),
+        Mistake(
+            "one coin per batch",
+            "One coin drops all labels of the batch or none; each label needs its own.",
+            (_train_by(drop=lambda y, p, null, gen: drop_labels(y[:1] * 0, p, 1, gen) * (null - y) + y),),
+        ),
+        Mistake(
+            "eval mode",
+            "The model is put into eval mode while it trains: dropout never acts, running statistics stand still.",
+            (_train_by(ready=lambda model: model.eval()),),
+        ),
+        Mistake(
+            "noise not from gen",
+            "The noise does not come from gen (torch.randn_like cannot take one): the run cannot be repeated.",
+            (_train_by(noise=lambda x0, gen: torch.randn_like(x0)),),
+        ),
+        Mistake(
+            "one noise for all",
+            "All examples of the batch share one noise; each needs its own.",
+            (_train_by(noise=lambda x0, gen: torch.randn(x0[:1].shape, generator=gen).to(x0).expand_as(x0)),),
+        ),
+        Mistake(
+            "variance for standard deviation",
+            "The noise is multiplied by its variance 1 - abar instead of the standard deviation.",
+            (_train_by(sigma=lambda a: 1 - a),),
+        ),
+        Mistake(
+            "predicts x0",
+            "The prediction is compared with x0, so that the model learns to denoise; the sampler will take its "
+            "answer "
+            "for the noise.",
+            (_train_by(loss=lambda out, eps, x0: F.mse_loss(out, x0)),),
+        ),
+        Mistake(
+            "sum of squares",
+            "The squared errors are summed, not averaged: the step grows with batch and image size.",
+            (_train_by(loss=lambda out, eps, x0: F.mse_loss(out, eps, reduction="sum")),),
+        ),
+        Mistake(
+            "absolute errors",
+            "You average absolute errors: their minimum is the median of the noise, and the score needs its mean.",
+            (_train_by(loss=lambda out, eps, x0: F.l1_loss(out, eps)),),
+        ),
+        Mistake(
+            "graph returned",
+            "What you return is a tensor with its graph: a list of losses then keeps every step's graph in memory.",
+            (_train_by(_with_graph),),
+        ),
+    ),
+    alternatives=((_train_one_by_one,), (_train_zero_last,)),
+    hints=(
+        "Draw t, eps and the labels to drop; make x_t; ask the model; compare. Then three lines with opt and loss.",
+        "t = randint(1, T + 1), eps = randn(x0.shape), x_t = sqrt(abar[t]) x0 + sqrt(1 - abar[t]) eps, y = "
+        "where(rand < p, model.null, y); mse_loss(model(x_t, t, y), eps); zero_grad, backward, step; loss.item().",
+    ),
+    hides=("train.diffusion_loss", "train.drop", "schedules.add_noise"),
+    probe=_train_see,
 )
 
 # --- 02.5 EMA ---------------------------------------------------------------------------------------------------------
@@ -1617,7 +1583,7 @@ EMA_CLASS = Exercise(
         "eval() "
         "with requires_grad_(False).",
     ),
-    probe=_look(_ema_see),
+    probe=_ema_see,
 )
 
 # --- 02.6 sample ------------------------------------------------------------------------------------------------------
@@ -1884,143 +1850,135 @@ def _stay(model: nn.Module, training: bool = False) -> None:
     pass
 
 
-SAMPLE = _with_invariants(
-    Exercise(
-        id="02.6",
-        names=("sample",),
-        references=(sample,),
-        inputs=_sample_inputs,
-        changes=("gen",),
-        kind="sampler",
-        points=2,
-        facts=(
-            Fact(
-                "asks the model once per step, from t = T down", _sample_asks, "steps + 1 times make `steps` intervals"
-            ),
-            Fact("passes y on, in eval mode and without a graph", _sample_state, "y, model.eval(), torch.no_grad()"),
-            Fact("starts from noise of its own for each image", _sample_noise, "torch.randn(len(y), *shape, ...)"),
-            Fact(
-                "each step keeps x0 and eps; the last gives x0",
-                _sample_line,
-                "estimate x0, then noise it to the next t",
-            ),
-            Fact("gives the model its mode back", _sample_mode, "remember model.training before eval()"),
-            Fact(
-                "x stays float32, as the weights are", _sample_single, "abar[t] without axes does not change the dtype"
-            ),
-            Fact("images land where their class is", _sample_classes, "the exact world in place of a network"),
+SAMPLE = Exercise(
+    by_probe=True,
+    without=("keeps the dtype of its inputs",),
+    id="02.6",
+    names=("sample",),
+    references=(sample,),
+    inputs=_sample_inputs,
+    changes=("gen",),
+    kind="sampler",
+    points=2,
+    facts=(
+        Fact("asks the model once per step, from t = T down", _sample_asks, "steps + 1 times make `steps` intervals"),
+        Fact("passes y on, in eval mode and without a graph", _sample_state, "y, model.eval(), torch.no_grad()"),
+        Fact("starts from noise of its own for each image", _sample_noise, "torch.randn(len(y), *shape, ...)"),
+        Fact(
+            "each step keeps x0 and eps; the last gives x0",
+            _sample_line,
+            "estimate x0, then noise it to the next t",
         ),
-        mistakes=(
-            Mistake(
-                "times ascend",
-                "The times rise from 0 to T: each step adds noise. Sampling starts at t = T and goes down.",
-                (_sample_by(lambda T, steps: torch.linspace(0, T, steps + 1)),),
-            ),
-            Mistake(
-                "eval forgotten",
-                "The model samples in the mode it comes in, train mode here: dropout and batch statistics act on your "
-                "images.",
-                (_sample_by(ready=_stay),),
-            ),
-            Mistake(
-                "mode not restored",
-                "The model is left in eval mode: if it was being trained, it goes on without dropout, and nobody "
-                "notices.",
-                (_sample_by(done=_stay),),
-            ),
-            Mistake(
-                "always back to train",
-                "You put the model into train mode at the end, though it may have come in eval mode: give it back the "
-                "mode "
-                "it had.",
-                (_sample_by(done=lambda model, training: model.train()),),
-            ),
-            Mistake(
-                "graph kept",
-                "The graph of all steps is kept: memory grows with each step, and the images carry gradients.",
-                (_sample_by(no_grad=False),),
-            ),
-            Mistake(
-                "last step ends at 1",
-                "The last step ends at t = 1, not at t = 0: the images keep a little noise, which many a published "
-                "sampler did, too.",
-                (_sample_by(last=lambda s, t: max(s, 1)),),
-            ),
-            Mistake(
-                "one noise for all",
-                "All images start from one noise: they come out as one drawing in different classes, or as copies.",
-                (_sample_by(noise=lambda n, shape, gen: torch.randn(shape, generator=gen).expand(n, *shape)),),
-            ),
-            Mistake(
-                "noise not from gen",
-                "The first noise does not come from gen: the same seed gives other images each time.",
-                (_sample_by(noise=lambda n, shape, gen: torch.randn(n, *shape)),),
-            ),
-            Mistake(
-                "steps + 1 evaluations",
-                "The model is asked steps + 1 times, as t = 0 is among the times you ask at: x is clean there.",
-                (_sample_by(asks_at_0=True),),
-            ),
-            Mistake(
-                "steps - 1 evaluations",
-                "The model is asked steps - 1 times: `steps` times have steps - 1 intervals between them.",
-                (_sample_by(lambda T, steps: torch.linspace(T, 0, steps)),),
-            ),
-            Mistake(
-                "starts at T - 1",
-                "You start at t = T - 1: with abar[0] = 1 the table ends at index T = len(abar) - 1.",
-                (_sample_by(lambda T, steps: torch.linspace(T - 1, 0, steps + 1)),),
-            ),
-            Mistake(
-                "neighbouring t",
-                "Each step goes to t - 1, while the next starts further down: the noise left in x is not what the "
-                "model is "
-                "told.",
-                (_sample_by(last=lambda s, t: t - 1),),
-            ),
-            Mistake(
-                "not noised again",
-                "After each estimate of x0 no noise is put back: the model is told t and gets a picture that is too "
-                "clean.",
-                (_sample_by(renoise=0.0),),
-            ),
-            Mistake(
-                "clipped",
-                "The estimate of x0 is cut to [-1, 1]. That is a choice for pixels; here x0 may be larger, and after "
-                "the "
-                "cut eps and x0 no longer make x_t.",
-                (_sample_by(clip=1.0),),
-            ),
-            Mistake(
-                "fresh noise",
-                "You put back fresh noise instead of the predicted eps, so that nothing is deterministic after the "
-                "start.",
-                (_sample_by(fresh=1.0),),
-            ),
-            Mistake(
-                "t in [0, 1]",
-                "The model is given t / T, a number in [0, 1]; it was trained on the integers t.",
-                (_sample_by(time=lambda t, T: t / T),),
-            ),
-            Mistake(
-                "one label for all",
-                "Every image is asked for as the class of the first.",
-                (_sample_by(label=lambda y: y[:1].expand(len(y))),),
-            ),
-        ),
-        alternatives=((_sample_ratios,), (_sample_angles,)),
-        hints=(
-            "A loop over pairs of neighbouring times: predict eps, estimate x0, noise it again to the next time. And "
-            "three "
-            "things around it: no graph, eval mode, the mode back.",
-            "times = linspace(T, 0, steps + 1).round().long(); x0 = (x - sqrt(1 - abar[t]) eps) / sqrt(abar[t]); x = "
-            "sqrt(abar[s]) x0 + sqrt(1 - abar[s]) eps; under torch.no_grad(), between model.eval() and "
-            "model.train(training).",
-        ),
-        hides=("samplers.ddim_step", "samplers.sample", "samplers.trajectory"),
-        probe=_look(_sample_see),
+        Fact("gives the model its mode back", _sample_mode, "remember model.training before eval()"),
+        Fact("x stays float32, as the weights are", _sample_single, "abar[t] without axes does not change the dtype"),
+        Fact("images land where their class is", _sample_classes, "the exact world in place of a network"),
     ),
-    but="keeps the dtype of its inputs",
+    mistakes=(
+        Mistake(
+            "times ascend",
+            "The times rise from 0 to T: each step adds noise. Sampling starts at t = T and goes down.",
+            (_sample_by(lambda T, steps: torch.linspace(0, T, steps + 1)),),
+        ),
+        Mistake(
+            "eval forgotten",
+            "The model samples in the mode it comes in, train mode here: dropout and batch statistics act on your "
+            "images.",
+            (_sample_by(ready=_stay),),
+        ),
+        Mistake(
+            "mode not restored",
+            "The model is left in eval mode: if it was being trained, it goes on without dropout, and nobody notices.",
+            (_sample_by(done=_stay),),
+        ),
+        Mistake(
+            "always back to train",
+            "You put the model into train mode at the end, though it may have come in eval mode: give it back the "
+            "mode "
+            "it had.",
+            (_sample_by(done=lambda model, training: model.train()),),
+        ),
+        Mistake(
+            "graph kept",
+            "The graph of all steps is kept: memory grows with each step, and the images carry gradients.",
+            (_sample_by(no_grad=False),),
+        ),
+        Mistake(
+            "last step ends at 1",
+            "The last step ends at t = 1, not at t = 0: the images keep a little noise, which many a published "
+            "sampler did, too.",
+            (_sample_by(last=lambda s, t: max(s, 1)),),
+        ),
+        Mistake(
+            "one noise for all",
+            "All images start from one noise: they come out as one drawing in different classes, or as copies.",
+            (_sample_by(noise=lambda n, shape, gen: torch.randn(shape, generator=gen).expand(n, *shape)),),
+        ),
+        Mistake(
+            "noise not from gen",
+            "The first noise does not come from gen: the same seed gives other images each time.",
+            (_sample_by(noise=lambda n, shape, gen: torch.randn(n, *shape)),),
+        ),
+        Mistake(
+            "steps + 1 evaluations",
+            "The model is asked steps + 1 times, as t = 0 is among the times you ask at: x is clean there.",
+            (_sample_by(asks_at_0=True),),
+        ),
+        Mistake(
+            "steps - 1 evaluations",
+            "The model is asked steps - 1 times: `steps` times have steps - 1 intervals between them.",
+            (_sample_by(lambda T, steps: torch.linspace(T, 0, steps)),),
+        ),
+        Mistake(
+            "starts at T - 1",
+            "You start at t = T - 1: with abar[0] = 1 the table ends at index T = len(abar) - 1.",
+            (_sample_by(lambda T, steps: torch.linspace(T - 1, 0, steps + 1)),),
+        ),
+        Mistake(
+            "neighbouring t",
+            "Each step goes to t - 1, while the next starts further down: the noise left in x is not what the "
+            "model is "
+            "told.",
+            (_sample_by(last=lambda s, t: t - 1),),
+        ),
+        Mistake(
+            "not noised again",
+            "After each estimate of x0 no noise is put back: the model is told t and gets a picture that is too clean.",
+            (_sample_by(renoise=0.0),),
+        ),
+        Mistake(
+            "clipped",
+            "The estimate of x0 is cut to [-1, 1]. That is a choice for pixels; here x0 may be larger, and after "
+            "the "
+            "cut eps and x0 no longer make x_t.",
+            (_sample_by(clip=1.0),),
+        ),
+        Mistake(
+            "fresh noise",
+            "You put back fresh noise instead of the predicted eps, so that nothing is deterministic after the start.",
+            (_sample_by(fresh=1.0),),
+        ),
+        Mistake(
+            "t in [0, 1]",
+            "The model is given t / T, a number in [0, 1]; it was trained on the integers t.",
+            (_sample_by(time=lambda t, T: t / T),),
+        ),
+        Mistake(
+            "one label for all",
+            "Every image is asked for as the class of the first.",
+            (_sample_by(label=lambda y: y[:1].expand(len(y))),),
+        ),
+    ),
+    alternatives=((_sample_ratios,), (_sample_angles,)),
+    hints=(
+        "A loop over pairs of neighbouring times: predict eps, estimate x0, noise it again to the next time. And "
+        "three "
+        "things around it: no graph, eval mode, the mode back.",
+        "times = linspace(T, 0, steps + 1).round().long(); x0 = (x - sqrt(1 - abar[t]) eps) / sqrt(abar[t]); x = "
+        "sqrt(abar[s]) x0 + sqrt(1 - abar[s]) eps; under torch.no_grad(), between model.eval() and "
+        "model.train(training).",
+    ),
+    hides=("samplers.ddim_step", "samplers.sample", "samplers.trajectory"),
+    probe=_sample_see,
 )
 
 # --- 02.7 class_accuracy ----------------------------------------------------------------------------------------------
@@ -2198,121 +2156,115 @@ def _accuracy_see(answer: Answer, g: Generator) -> object:
     return seen
 
 
-CLASS_ACCURACY = _with_invariants(
-    Exercise(
-        id="02.7",
-        names=("class_accuracy",),
-        references=(class_accuracy,),
-        inputs=_accuracy_inputs,
-        facts=(
-            Fact("counts the images that the judge gives their class", _accuracy_count, "logits (N, k): which axis?"),
-            Fact(
-                "both ends are 1.96 of their own standard errors away", _accuracy_ends, "Wilson: the error at the end"
-            ),
-            Fact("all right or all wrong still leaves an interval", _accuracy_extremes, "40 of 40 is not certainty"),
-            Fact("the judge judges in eval mode, without graph", _accuracy_state, "eval(), no_grad(), the mode back"),
+CLASS_ACCURACY = Exercise(
+    by_probe=True,
+    id="02.7",
+    names=("class_accuracy",),
+    references=(class_accuracy,),
+    inputs=_accuracy_inputs,
+    facts=(
+        Fact("counts the images that the judge gives their class", _accuracy_count, "logits (N, k): which axis?"),
+        Fact("both ends are 1.96 of their own standard errors away", _accuracy_ends, "Wilson: the error at the end"),
+        Fact("all right or all wrong still leaves an interval", _accuracy_extremes, "40 of 40 is not certainty"),
+        Fact("the judge judges in eval mode, without graph", _accuracy_state, "eval(), no_grad(), the mode back"),
+    ),
+    mistakes=(
+        Mistake(
+            "range [0, 1]",
+            "You map the images to [0, 1]. The judge learnt on [-1, 1], and so are these: real test digits through "
+            "your function would not reach the judge's 99.7 %.",
+            (_accuracy_by(see=lambda images: (images + 1) / 2),),
         ),
-        mistakes=(
-            Mistake(
-                "range [0, 1]",
-                "You map the images to [0, 1]. The judge learnt on [-1, 1], and so are these: real test digits through "
-                "your function would not reach the judge's 99.7 %.",
-                (_accuracy_by(see=lambda images: (images + 1) / 2),),
-            ),
-            Mistake(
-                "2 images - 1",
-                "You map the images by 2 x - 1, as if they were in [0, 1]: they are in [-1, 1] already.",
-                (_accuracy_by(see=lambda images: 2 * images - 1),),
-            ),
-            Mistake(
-                "argmax over the images",
-                "argmax runs over the images (dim 0): it finds for each class the image that is most of it. Each image "
-                "needs its best class.",
-                (_accuracy_by(lambda judge, images, y: (judge(images).argmax(0) == y).double().mean().item()),),
-            ),
-            Mistake(
-                "judge in train mode",
-                "The judge is not put into eval mode: with dropout or batch statistics on, its verdicts are not its "
-                "own.",
-                (_accuracy_by(ready=lambda judge: None),),
-            ),
-            Mistake(
-                "mode not restored",
-                "The judge is left in eval mode, whatever mode it came in.",
-                (_accuracy_by(done=lambda judge, training: None),),
-            ),
-            Mistake(
-                "always back to train",
-                "The judge is left in train mode even if it came in eval mode: the next to ask it gets wrong verdicts.",
-                (_accuracy_by(done=lambda judge, training: judge.train()),),
-            ),
-            Mistake(
-                "mean of batch means",
-                "You average the means of batches: the images of a last, smaller batch count for more than the others.",
-                (_accuracy_by(_batch_means),),
-            ),
-            Mistake(
-                "Wald's interval",
-                "This is acc +- z sqrt(acc (1 - acc) / n), Wald's interval: with all images right it has no width at "
-                "all, "
-                "and claims certainty.",
-                (_accuracy_by(ends=_wald),),
-            ),
-            Mistake(
-                "Wald's interval, cut to [0, 1]",
-                "This is Wald's interval cut to [0, 1]: with all images right it still has no width, and claims "
-                "certainty.",
-                (_accuracy_by(ends=lambda acc, n: (max(0.0, _wald(acc, n)[0]), min(1.0, _wald(acc, n)[1]))),),
-            ),
-            Mistake(
-                "90 %",
-                "Your z is 1.645, that of a 90 % interval: 95 % in the middle leave 2.5 % on each side, z = 1.96.",
-                (_accuracy_by(ends=lambda acc, n: _wilson(acc, n, 1.644854)),),
-            ),
-            Mistake(
-                "around acc",
-                "You put Wilson's half-width around acc. His interval is around a centre that is pulled towards 1/2.",
-                (
-                    _accuracy_by(
-                        ends=lambda acc, n: (
-                            acc - (_wilson(acc, n)[1] - _wilson(acc, n)[0]) / 2,
-                            acc + (_wilson(acc, n)[1] - _wilson(acc, n)[0]) / 2,
-                        )
-                    ),
+        Mistake(
+            "2 images - 1",
+            "You map the images by 2 x - 1, as if they were in [0, 1]: they are in [-1, 1] already.",
+            (_accuracy_by(see=lambda images: 2 * images - 1),),
+        ),
+        Mistake(
+            "argmax over the images",
+            "argmax runs over the images (dim 0): it finds for each class the image that is most of it. Each image "
+            "needs its best class.",
+            (_accuracy_by(lambda judge, images, y: (judge(images).argmax(0) == y).double().mean().item()),),
+        ),
+        Mistake(
+            "judge in train mode",
+            "The judge is not put into eval mode: with dropout or batch statistics on, its verdicts are not its own.",
+            (_accuracy_by(ready=lambda judge: None),),
+        ),
+        Mistake(
+            "mode not restored",
+            "The judge is left in eval mode, whatever mode it came in.",
+            (_accuracy_by(done=lambda judge, training: None),),
+        ),
+        Mistake(
+            "always back to train",
+            "The judge is left in train mode even if it came in eval mode: the next to ask it gets wrong verdicts.",
+            (_accuracy_by(done=lambda judge, training: judge.train()),),
+        ),
+        Mistake(
+            "mean of batch means",
+            "You average the means of batches: the images of a last, smaller batch count for more than the others.",
+            (_accuracy_by(_batch_means),),
+        ),
+        Mistake(
+            "Wald's interval",
+            "This is acc +- z sqrt(acc (1 - acc) / n), Wald's interval: with all images right it has no width at "
+            "all, "
+            "and claims certainty.",
+            (_accuracy_by(ends=_wald),),
+        ),
+        Mistake(
+            "Wald's interval, cut to [0, 1]",
+            "This is Wald's interval cut to [0, 1]: with all images right it still has no width, and claims certainty.",
+            (_accuracy_by(ends=lambda acc, n: (max(0.0, _wald(acc, n)[0]), min(1.0, _wald(acc, n)[1]))),),
+        ),
+        Mistake(
+            "90 %",
+            "Your z is 1.645, that of a 90 % interval: 95 % in the middle leave 2.5 % on each side, z = 1.96.",
+            (_accuracy_by(ends=lambda acc, n: _wilson(acc, n, 1.644854)),),
+        ),
+        Mistake(
+            "around acc",
+            "You put Wilson's half-width around acc. His interval is around a centre that is pulled towards 1/2.",
+            (
+                _accuracy_by(
+                    ends=lambda acc, n: (
+                        acc - (_wilson(acc, n)[1] - _wilson(acc, n)[0]) / 2,
+                        acc + (_wilson(acc, n)[1] - _wilson(acc, n)[0]) / 2,
+                    )
                 ),
             ),
-            Mistake(
-                "not divided",
-                "The division by 1 + z^2 / n is missing: the interval reaches above 1 when all images are right.",
-                (_accuracy_by(ends=lambda acc, n: tuple(v * (1 + Z**2 / n) for v in _wilson(acc, n))),),
-            ),
-            Mistake(
-                "graph",
-                "The numbers are right, but the judge runs with autograd on: on ten thousand images its graph fills "
-                "the "
-                "memory.",
-                (_accuracy_by(no_grad=False),),
-            ),
-            Mistake(
-                "share of errors",
-                "You count the images that the judge gets wrong.",
-                (_accuracy_by(lambda judge, images, y: (judge(images).argmax(1) != y).double().mean().item()),),
-            ),
-            Mistake(
-                "percent",
-                "You return percent; shares are in [0, 1], and an interval for 97 of 100 ends below 1.",
-                (lambda judge, images, y: tuple(100 * v for v in _accuracy_by()(judge, images, y)),),
-            ),
         ),
-        alternatives=((_accuracy_batches,), (_accuracy_interval,)),
-        hints=(
-            "Eval mode, no graph, argmax over the classes, the mean of hits; then the formula for centre and "
-            "half-width.",
-            "centre = (acc + z^2 / 2n) / (1 + z^2 / n), half = z sqrt(acc (1 - acc) / n + z^2 / 4n^2) / (1 + z^2 / n).",
+        Mistake(
+            "not divided",
+            "The division by 1 + z^2 / n is missing: the interval reaches above 1 when all images are right.",
+            (_accuracy_by(ends=lambda acc, n: tuple(v * (1 + Z**2 / n) for v in _wilson(acc, n))),),
         ),
-        hides=("metrics.class_accuracy", "intervals.share"),
-        probe=_look(_accuracy_see),
-    )
+        Mistake(
+            "graph",
+            "The numbers are right, but the judge runs with autograd on: on ten thousand images its graph fills "
+            "the "
+            "memory.",
+            (_accuracy_by(no_grad=False),),
+        ),
+        Mistake(
+            "share of errors",
+            "You count the images that the judge gets wrong.",
+            (_accuracy_by(lambda judge, images, y: (judge(images).argmax(1) != y).double().mean().item()),),
+        ),
+        Mistake(
+            "percent",
+            "You return percent; shares are in [0, 1], and an interval for 97 of 100 ends below 1.",
+            (lambda judge, images, y: tuple(100 * v for v in _accuracy_by()(judge, images, y)),),
+        ),
+    ),
+    alternatives=((_accuracy_batches,), (_accuracy_interval,)),
+    hints=(
+        "Eval mode, no graph, argmax over the classes, the mean of hits; then the formula for centre and half-width.",
+        "centre = (acc + z^2 / 2n) / (1 + z^2 / n), half = z sqrt(acc (1 - acc) / n + z^2 / 4n^2) / (1 + z^2 / n).",
+    ),
+    hides=("metrics.class_accuracy", "intervals.share"),
+    probe=_accuracy_see,
 )
 
 # --- 02.8 conditioning_bits -------------------------------------------------------------------------------------------
@@ -2569,12 +2521,10 @@ CONDITIONING_BITS = Exercise(
         "change the unit.",
         "gap = ((eps_c - eps_u)**2).flatten(2).sum(2).mean(1); torch.trapezoid(gap[order], logsnr[order]) / 2 / ln 2.",
     ),
-    probe=_look(
-        lambda answer, g: [
-            float(answer(*(v[order].clone() for v in _bits_inputs(g)["conditioning_bits"].values())))
-            for order in (torch.arange(7), torch.arange(6, -1, -1))
-        ]
-    ),
+    probe=lambda answer, g: [
+        float(answer(*(v[order].clone() for v in _bits_inputs(g)["conditioning_bits"].values())))
+        for order in (torch.arange(7), torch.arange(6, -1, -1))
+    ],
 )
 
 # --- 02.9 my_drop_test ------------------------------------------------------------------------------------------------

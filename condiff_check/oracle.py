@@ -4,21 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from condiff_ref.mixture import GaussianMixture
-from condiff_ref.schedules import Schedule
-
-
-def table(abar: Tensor) -> Schedule:
-    """DDPM's integer table as a Schedule whose times are the indices of `abar` (T + 1,). It has no rates."""
-
-    def at(t: Tensor) -> Tensor:
-        return abar.to(t.device)[t.round().long()]
-
-    return Schedule(
-        alpha=lambda t: at(t).sqrt(),
-        sigma=lambda t: (1 - at(t)).sqrt(),
-        d_alpha=torch.zeros_like,
-        d_sigma=torch.zeros_like,
-    )
+from condiff_ref.schedules import discrete
 
 
 class OracleEps(nn.Module):
@@ -42,4 +28,4 @@ class OracleEps(nn.Module):
 def exact_eps(world: GaussianMixture, xt: Tensor, t: Tensor, abar: Tensor) -> Tensor:
     """E[eps | xt] = -sigma score, from the world's closed form."""
     sigma = (1 - abar[t]).sqrt()[:, None]
-    return -sigma * world.score(xt.double(), t.double(), table(abar))
+    return -sigma * world.score(xt.double(), t.double(), discrete(abar))

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from torch import Generator
 
 from .exercise import Answer, Exercise, Fact, Mistake, Wrong
-from .guard import Failed, NotDone
+from .guard import Failed
+
+STRICT = "it objects to a right function: is its own formula wrong, is it too strict (allclose, not ==), or broken?"
 
 
 def test_exercise(
@@ -19,17 +21,21 @@ def test_exercise(
     mistakes: Sequence[Mistake],
     alternatives: Sequence[Callable],
     hints: tuple[str, str],
+    hides: tuple[str, ...],
 ) -> Exercise:
     """Graded by what the test does: each of the `right` functions must pass it, at least `needed` of the `wrong` ones,
     given with a name each, must make it raise. Every function is tried three times."""
 
     def spares(answer: Answer, generator: Generator) -> None:
-        for function in right:
-            if not all(passes(answer, function) for _ in range(3)):
-                raise Wrong("your test raises on a correct function: is its own idea of the right value wrong?")
+        for noise in range(3):
+            answer.reseed(noise)
+            for function in right:
+                said = answer(function)  # its errors go through, so that the report shows the line that objects
+                if said is not None:
+                    raise Wrong(f"your test returned {said!r}: it says no by raising (assert ...), and returns nothing")
 
     def catches(answer: Answer, generator: Generator) -> None:
-        survivors = [title for title, function in wrong if all(passes(answer, function) for _ in range(3))]
+        survivors = [title for title, function in wrong if not any(verdict(answer, function, n) for n in range(3))]
         if len(wrong) - len(survivors) < needed:
             raise Wrong(
                 f"survived: {len(survivors)} of {len(wrong)} wrong functions (at most {len(wrong) - needed} may): "
@@ -37,7 +43,7 @@ def test_exercise(
             )
 
     def probe(answer: Answer, generator: Generator) -> object:
-        return [passes(answer, function) for function in (*right, *(function for _, function in wrong))]
+        return [verdict(answer, function, 0) for function in (*right, *(function for _, function in wrong))]
 
     return Exercise(
         id=id,
@@ -57,6 +63,7 @@ def test_exercise(
         mistakes=tuple(mistakes),
         alternatives=tuple((alternative,) for alternative in alternatives),
         hints=hints,
+        hides=hides,
         probe=probe,
         universal=False,
         kind="test",
@@ -64,12 +71,11 @@ def test_exercise(
     )
 
 
-def passes(answer: Answer, function: Callable) -> bool:
-    """Whether the learner's test lets this function pass; any error of the test counts as an alarm."""
+def verdict(answer: Answer, function: Callable, noise: int) -> str:
+    """What the test says of a function: nothing (""), "raises", or the type of what it returns."""
+    answer.reseed(noise)
     try:
-        answer(function)
-    except (NotDone, Failed) as error:
-        if isinstance(error, NotDone):
-            raise
-        return False
-    return True
+        said = answer(function)
+    except Failed:
+        return "raises"
+    return "" if said is None else type(said).__name__

@@ -4,6 +4,7 @@ At several times the coefficient of each tensor is measured with random inputs; 
 up among products, quotients and differences of the schedule's own expressions, such as sqrt(1 - abar[t]).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,8 +45,9 @@ class Reading:
     names: tuple[str | None, ...]
 
     @property
-    def linear(self) -> bool:
-        return self.residual < TOLERANCE
+    def told(self) -> bool:
+        """Whether there is a formula to show: it is linear, and not all of its coefficients are unknown."""
+        return self.residual < TOLERANCE and any(name is not None for name in self.names)
 
     def __str__(self) -> str:
         parts = [(name, term) for name, term in zip(self.names, self.formula.terms, strict=True) if name != "0"]
@@ -62,6 +64,8 @@ def read(formula: Formula, call: Callable[..., Tensor], order: tuple[str, ...], 
     for others in probes:
         terms = {name: torch.randn(3, 2, 3, 2, generator=generator, dtype=torch.float64) for name in formula.terms}
         out = call(*[(terms[name].clone() if name in terms else others[name]) for name in order])
+        if not out.isfinite().all():
+            return Reading(formula, torch.zeros(0), math.inf, (None,) * len(formula.terms))
         design = torch.stack([terms[name].flatten() for name in formula.terms], dim=1)
         wanted = out.detach().double().flatten()
         row = torch.linalg.lstsq(design, wanted[:, None]).solution[:, 0]
@@ -92,8 +96,8 @@ class _Grammar:
 
     def _product(self, curve: Tensor) -> str | None:
         for names, values in self._products:
-            for sign, text in ((1, ""), (-1, "-")):
-                hit = torch.isclose(sign * curve, values, rtol=TOLERANCE, atol=0).all(1).nonzero()
+            for factor, text in ((1, ""), (-1, "-"), (2, "2*"), (-2, "-2*"), (0.5, "0.5*"), (-0.5, "-0.5*")):
+                hit = torch.isclose(curve / factor, values, rtol=TOLERANCE, atol=0).all(1).nonzero()
                 if len(hit):
                     return text + names[int(hit[0])]
         return None

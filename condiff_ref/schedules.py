@@ -87,6 +87,22 @@ def ddpm_alpha_bar(betas: Betas) -> Betas:
     return (1 - betas.double()).cumprod(0).to(betas)
 
 
+def discrete(alpha_bar: Tensor) -> Schedule:
+    """A table (T + 1,) with alpha_bar[0] = 1 as a Schedule whose times are its indices 0 .. T, as in DDPM's own letters.
+
+    alpha = sqrt(alpha_bar[t]), sigma = sqrt(1 - alpha_bar[t]) (Ho et al. 2020, eq. 4). Raises ValueError for its rates,
+    which a table does not have.
+    """
+
+    def at(t: Tensor) -> Tensor:
+        return alpha_bar.to(t.device)[t.round().long()]
+
+    def no_rate(t: Tensor) -> Tensor:
+        raise ValueError("a table of alpha_bar has no time derivative: use cosine(), linear_beta() or flow()")
+
+    return Schedule(lambda t: at(t).sqrt(), lambda t: (1 - at(t)).sqrt(), no_rate, no_rate)
+
+
 def add_noise(x0: Data, eps: Data, t: Time, schedule: Schedule) -> Data:
     """xt = alpha x0 + sigma eps."""
     alpha, sigma = schedule.at(t, like=x0)

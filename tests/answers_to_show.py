@@ -2,6 +2,7 @@
 
 from functools import wraps
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,7 +14,7 @@ def registered(function):
     return inner
 
 
-@registered
+@torch.no_grad()
 def blend(x0: Tensor, eps: Tensor, *, weights: dict[str, float] | None = None, pick=lambda x: x) -> Tensor:  # a secret
     """Mix data and noise.
 
@@ -45,5 +46,6 @@ class Scale(nn.Module):
         """Its absolute value."""
         return float(self.factor.abs())
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * x

@@ -48,6 +48,7 @@ TOP = {
     "pictures",
     "recipes",
     "viz",
+    "widgets",
 }
 
 # Other code bases' words for what is called x0, eps, xt, t, sigma, scale, label, denoiser here.

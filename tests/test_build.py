@@ -85,11 +85,11 @@ def by_id(notebook):
 # --- the two faces of an answer ---------------------------------------------------------------------------------------
 
 
-def test_the_solution_shows_the_reference_as_it_is_written_without_its_decorator():
+def test_the_solution_shows_the_reference_as_it_is_written_decorators_included():
     text = Path(sys.modules["answers_to_show"].__file__).read_text()
     shown = stubs.answer([blend, halve])
     assert shown in text.replace("\n\n\ndef halve", "\n\n\ndef halve")
-    assert shown.startswith("def blend(")
+    assert shown.startswith("@torch.no_grad()\ndef blend(")
     assert "# the square root keeps the variance" in shown
     assert shown.endswith("# powers of two are exact")
 

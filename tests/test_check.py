@@ -256,13 +256,13 @@ def test_prints_are_kept_apart(capsys: pytest.CaptureFixture):
 def test_the_xray_reads_formulas(function: object, text: str):
     formula = Formula("f", "y", ("x", "eps"), "", ddpm_probes)
     reading = read(formula, function, ("x", "eps", "t", "abar"), Generator().manual_seed(1))
-    assert reading.linear and str(reading) == text
+    assert reading.told and str(reading) == text
 
 
 def test_the_xray_sees_what_is_not_linear():
     formula = Formula("f", "y", ("x",), "", ddpm_probes)
     reading = read(formula, lambda x, t, abar: x**2, ("x", "t", "abar"), Generator().manual_seed(1))
-    assert not reading.linear
+    assert not reading.told
 
 
 def relations() -> dict:

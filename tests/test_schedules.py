@@ -9,10 +9,20 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from jaxtyping import TypeCheckError
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.testing import assert_close
 
-from condiff_ref.schedules import Schedule, add_noise, cosine, ddpm_alpha_bar, draw_noise, flow, linear_beta, time_grid
+from condiff_ref.schedules import (
+    Schedule,
+    add_noise,
+    cosine,
+    ddpm_alpha_bar,
+    discrete,
+    draw_noise,
+    flow,
+    linear_beta,
+    time_grid,
+)
 from condiff_ref.shapes import pad
 
 INSIDE = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
@@ -210,3 +220,16 @@ def test_time_grid_is_equally_spaced_from_start_to_end():
 def test_a_time_grid_that_does_not_fall_from_one_to_zero_is_refused(arguments: tuple):
     with pytest.raises(ValueError, match=r"need steps >= 1 and 0 <= end < start <= 1, got steps="):
         time_grid(*arguments)
+
+
+def test_a_discrete_table_is_ddpms_own_path():
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    table = torch.cat([torch.ones(1, dtype=torch.float64), ddpm_alpha_bar(betas)])
+    path, scheduler = discrete(table), DDPMScheduler(1000, 1e-4, 0.02, "linear")
+    x0, eps = torch.randn(2, 3, 4, generator=Generator().manual_seed(0))
+    t = torch.tensor([1.0, 500.0, 1000.0])
+    theirs = scheduler.add_noise(x0, eps, t.long() - 1)  # diffusers counts from 0
+    torch.testing.assert_close(add_noise(x0, eps, t, path), theirs, atol=1e-5, rtol=1e-5)
+    assert torch.equal(add_noise(x0, eps, 0 * t, path), x0)
+    with pytest.raises(ValueError, match="no time derivative"):
+        path.rates(t, x0)

@@ -86,7 +86,8 @@ def _refuse(stem: str, cells: list[NotebookNode]) -> None:
         if times > 1:
             raise LessonError(f"{stem}: exercise {exercise} stands there {times} times")
     for cell in cells:
-        unknown = set(cell.metadata) - {"tags", "exercise"}
+        # jupytext notes blank lines in lines_to_next_cell
+        unknown = set(cell.metadata) - {"tags", "exercise", "lines_to_next_cell"}
         if unknown:
             raise LessonError(f"{stem}: a cell's first line says {', '.join(sorted(unknown))}; only tags and exercise")
 

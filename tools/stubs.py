@@ -7,11 +7,12 @@ import tokenize
 from collections.abc import Callable, Sequence
 
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+KEPT = ("property", "classmethod", "staticmethod")
 BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
 def answer(references: Sequence[Callable]) -> str:
-    """The definitions as they were written, comments included, without what decorates them in our package.
+    """The definitions as they were written, comments and decorators included.
 
     Raises TypeError for a reference that is no `def` and no `class` in a file.
     """
@@ -32,7 +33,7 @@ def _source(reference: Callable) -> str:
         raise TypeError(f"{name} has no source of its own: {error}") from error
     if not isinstance(node, (*FUNCTION, ast.ClassDef)) or node.name != name:  # a lambda has its whole line for a source
         raise TypeError(f"{name} is neither a function nor a class with a definition")
-    return "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno])
+    return text.rstrip()
 
 
 def _stub_of(source: str) -> str:
@@ -54,10 +55,10 @@ def _stub_lines(source: str, node: ast.AST) -> list[str]:
 
 
 def _method(source: str, node: ast.AST) -> list[str]:
-    """A method keeps its decorators: a property without its decorator would be another thing."""
-    rows = [range(d.lineno - 1, d.end_lineno) for d in node.decorator_list]
+    """A method keeps what says how it is called; other decorators, such as no_grad, are part of the answer."""
+    kept = [d for d in node.decorator_list if isinstance(d, ast.Name) and d.id in KEPT]
     lines = source.splitlines()
-    return [lines[row] for span in rows for row in span] + _stub_lines(source, node)
+    return [lines[d.lineno - 1] for d in kept] + _stub_lines(source, node)
 
 
 def _signature(source: str, node: ast.AST) -> list[str]:
