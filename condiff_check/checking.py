@@ -3,13 +3,14 @@
 import os
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Generator
 
 from .diagnose import answer_of, diagnose, readings, relate, right_readings
 from .exercise import Answer, Exercise, Fact, Wrong
 from .guard import Failed, Guard, NotDone, OutOfTime
-from .invariants import first_facts, last_facts
+from .invariants import KIND, first_facts, last_facts
 from .registry import find
 from .report import NOT_DONE, RIGHT, WRONG, Report, Result
 
@@ -27,7 +28,8 @@ def check(id: str, *objects: object, hint: int = 1, seed: int | None = None) -> 
     exercise = find(id)
     if len(objects) != len(exercise.names):
         raise TypeError(
-            f'exercise {id} is checked by check("{id}", {", ".join(exercise.names)}): got {len(objects)} objects'
+            f'exercise {id} is checked by check("{id}", {", ".join(exercise.names)}): '
+            f"you passed {len(objects)}, it takes {len(exercise.names)}"
         )
     if hint not in (1, 2, 3):
         raise ValueError(f"hint is 1, 2 or 3, not {hint!r}")
@@ -48,6 +50,7 @@ def examine(exercise: Exercise, objects: Sequence[object], *, seed: int, hint: i
     guard = Guard(exercise.seconds)
     answer = Answer(dict(zip(exercise.names, objects, strict=True)), guard)
     results = _try_all((*first_facts(exercise), *exercise.facts, *last_facts(exercise)), answer, seed)
+    results = _order(exercise, results)
     status = _status(results)
     report = Report(exercise, status, results, hint, seed, printed=_printed(guard))
     return _explain(report, objects) if status == WRONG else report
@@ -61,6 +64,8 @@ def _try_all(facts: Sequence[Fact], answer: Answer, seed: int) -> tuple[Result, 
         if result.state == "raises" and any(r.state == "raises" for r in results):
             result = Result(fact, "not reached")  # one error is enough to read
         results.append(result)
+        if fact.name == KIND and result.state != "holds":  # nothing sensible can be said of what is of the wrong kind
+            return (*results, *(Result(other, "not reached") for other in facts[number + 1 :]))
     return tuple(results)
 
 
@@ -76,6 +81,17 @@ def _try(fact: Fact, answer: Answer, generator: Generator) -> Result:
     except Exception as error:  # our own code met a result that it could not handle, say a string for a tensor
         return Result(fact, "fails", f"what came back cannot be used: {type(error).__name__}: {error}")
     return Result(fact, "holds")
+
+
+def _order(exercise: Exercise, results: Sequence[Result]) -> tuple[Result, ...]:
+    """Where several functions are asked for and one got the wrong number of arguments, ask about their order."""
+    question = f"\n  are they in the order {', '.join(exercise.names)}?"
+    return tuple(
+        replace(result, message=result.message + question)
+        if len(exercise.names) > 1 and "positional argument" in result.message
+        else result
+        for result in results
+    )
 
 
 def _status(results: Sequence[Result]) -> str:
@@ -95,16 +111,11 @@ def _explain(report: Report, objects: Sequence[object]) -> Report:
     off = [one for one in seen if str(one) != right.get(one.formula.function)]
     mistake = diagnose(exercise, answer_of(exercise, objects), seed)
     related = relate(exercise, answer_of(exercise, objects), seed) if mistake is None else None
-    return Report(
-        exercise,
-        report.status,
-        report.results,
-        report.hint,
-        seed,
+    return replace(
+        report,
         formulas=tuple(str(reading) for reading in off if reading.told),
         diagnosis=mistake.diagnosis if mistake else None,
         relation=related,
-        printed=report.printed,
     )
 
 

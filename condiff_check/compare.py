@@ -92,13 +92,14 @@ def _kind(value: object) -> str:
     return f"{type(value).__name__}"
 
 
-def gap(got: Tensor, expected: Tensor) -> str:
-    """Where two tensors of one shape differ most."""
+def gap(got: Tensor, expected: Tensor) -> tuple[str, str]:
+    """Where two tensors of one shape differ most, and by how much; and what is expected there."""
     difference = (got - expected).abs().double()
     worst = int(difference.argmax())
     where = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), got.shape))
     at = f" at {list(where)}" if where else ""
-    return f"largest difference {float(difference.max()):.3g}{at}: yours is {float(got.flatten()[worst]):.6g}"
+    text = f"largest difference {float(difference.max()):.3g}{at}, where yours is {float(got.flatten()[worst]):.6g}"
+    return text, f"{float(expected.flatten()[worst]):.6g}"
 
 
 def sizes(args: Mapping[str, object]) -> dict[str, int]:

@@ -82,7 +82,7 @@ def _state(value: object) -> object:
 
 
 def _error(error: Exception) -> str:
-    return type(error.__cause__ or error).__name__
+    return str(error).partition("\n")[0]  # without the line that led to it
 
 
 @lru_cache(maxsize=32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Generator, Tensor
 
 from .compare import close, gap, oddity, plain
-from .guard import Guard
+from .guard import Failed, Guard
 from .xray import Formula
 
 KINDS = ("function", "module", "sampler", "training", "value", "test")
@@ -23,8 +23,10 @@ class Wrong(Exception):
 def need(got: Tensor, right: Tensor, message: str, *, rtol: float = 1e-5, atol: float = 1e-6) -> None:
     """Raise Wrong with this message, and the gap, unless a result agrees with what is right."""
     if not close(plain(got), plain(right), rtol=rtol, atol=atol):
-        same = isinstance(got, Tensor) and got.shape == right.shape
-        raise Wrong(f"{message}; {gap(got.detach(), right) if same else oddity(got, right)}")
+        if not isinstance(got, Tensor) or got.shape != right.shape:
+            raise Wrong(f"{message}; {oddity(got, right)}")
+        text, due = gap(got.detach(), right)
+        raise Wrong(f"{message}; {text}", expected=f"{due} there")
 
 
 class Answer:
@@ -39,7 +41,11 @@ class Answer:
 
     def call(self, name: str, *args: object) -> object:
         """The result of the learner's function, or an instance of the learner's class."""
-        return self._guard(self._objects[name], *args)
+        thing = self._objects[name]
+        if not callable(thing):
+            quotes = ", without quotes" if isinstance(thing, str) else ""
+            raise Failed(f"{name} is of type {type(thing).__name__}: hand over the function itself{quotes}, uncalled")
+        return self._guard(thing, *args)
 
     def ask(self, thing: object, method: str, *args: object) -> object:
         """The result of a method of something that `call` returned."""

@@ -11,6 +11,8 @@ from torch import Generator, Tensor, nn
 from .compare import close, copied, gap, oddity, plain
 from .exercise import Answer, Exercise, Fact, Wrong
 
+KIND = "returns what it should: type, shape, finite numbers"
+
 Test = Callable[[Answer, Generator], None]
 
 
@@ -18,7 +20,7 @@ def first_facts(exercise: Exercise) -> tuple[Fact, ...]:
     """What to look at before anything else: does it return the right kind of thing at all?"""
     if not exercise.universal:
         return ()
-    return (Fact("returns what it should: type, shape, finite numbers", _kind(exercise), "read the docstring again"),)
+    return (Fact(KIND, _kind(exercise), "what does the docstring say of shapes and of the result?"),)
 
 
 def last_facts(exercise: Exercise) -> tuple[Fact, ...]:
@@ -41,7 +43,11 @@ def last_facts(exercise: Exercise) -> tuple[Fact, ...]:
         facts.append(Fact("treats every example on its own", _apart(exercise), hint))
     if not exercise.graph:
         facts.append(
-            Fact("leaves no graph behind", _clean(exercise), "the result is a value: detach it, or use no_grad")
+            Fact(
+                "leaves no graph behind",
+                _clean(exercise),
+                "work on a copy of x (detach, clone), and return a plain value (detach, no_grad)",
+            )
         )
     return tuple(fact for fact in facts if fact.name not in exercise.without)
 
@@ -97,10 +103,9 @@ def _repeatable(exercise: Exercise) -> Test:
             answer.reseed(2)
             two = plain(answer.call(name, *copied(args).values()))
             if not close(one, two):
-                what = (
-                    "the generator" if any(isinstance(v, Generator) for v in args.values()) else "its arguments alone"
-                )
-                raise Wrong(f"{_prefix(exercise, name)}two calls with equal arguments differ: it must depend on {what}")
+                drawn = any(isinstance(value, Generator) for value in args.values())
+                what = "equal arguments and generators in the same state" if drawn else "equal arguments"
+                raise Wrong(f"{_prefix(exercise, name)}two calls with {what} give different results")
 
     return test
 
@@ -144,7 +149,7 @@ def _apart(exercise: Exercise) -> Test:
 
 def _mates(i: int, alone: Tensor, whole: Tensor) -> str:
     text = f"example {i} comes out otherwise alone than within a batch of {len(whole)}"
-    return f"{text}; {gap(alone, whole[i : i + 1])}" if alone.shape == whole[i : i + 1].shape else text
+    return f"{text}; {gap(alone, whole[i : i + 1])[0]}" if alone.shape == whole[i : i + 1].shape else text
 
 
 def _clean(exercise: Exercise) -> Test:

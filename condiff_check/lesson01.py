@@ -87,7 +87,10 @@ def posterior_mean_eps(x: Tensor, x0s: Tensor, t: int, abar: Tensor) -> Tensor:
 
 
 def dsm_loss(model: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
-    """The mean squared error, over the batch and all entries, of the noise that model(x_t, t) predicts: ()."""
+    """The mean squared error, over the batch and all entries, of the noise that model(x_t, t) predicts: ().
+
+    Unweighted: the "simple" loss. Denoising score matching proper divides by 1 - abar_t.
+    """
     a, sigma = pad(abar[t].sqrt(), x0), pad((1 - abar[t]).sqrt(), x0)
     xt = a * x0 + sigma * eps
     return F.mse_loss(model(xt, t), eps)
@@ -184,9 +187,12 @@ def _abar_linear(answer: Answer, g: Generator) -> None:
     betas = [1e-4 + (0.02 - 1e-4) * i / (T - 1) for i in range(T)]
     right = math.exp(math.fsum(math.log1p(-beta) for beta in betas))
     got = float(answer(T, "linear")[-1])
+    if math.isclose(got, right, rel_tol=1e-5) and not math.isclose(got, right, rel_tol=1e-9):
+        error = f"{abs(got / right - 1):.1e}"
+        raise Wrong(f"linear, T = {T}: abar[T] has a relative error of {error}: part of it was computed in float32")
     if not math.isclose(got, right, rel_tol=1e-9):
         raise Wrong(
-            f"linear, T = {T}: abar[T] is {got:.10g}; relative error {abs(got / right - 1):.1e}",
+            f"linear, T = {T}: your abar[T] is {got:.10g}; relative error {abs(got / right - 1):.1e}",
             expected=f"{right:.10g}",
         )
 
@@ -196,8 +202,11 @@ def _abar_cosine(answer: Answer, g: Generator) -> None:
     got = float(answer(T, "cosine")[T // 2])
     half = math.pi / 2 / 1.008
     right = (1 + math.cos(2 * half * 0.508)) / (1 + math.cos(2 * half * 0.008))
+    if math.isclose(got, right, rel_tol=1e-5) and not math.isclose(got, right, rel_tol=1e-9):
+        error = f"{abs(got / right - 1):.1e}"
+        raise Wrong(f"linear, T = {T}: abar[T] has a relative error of {error}: part of it was computed in float32")
     if not math.isclose(got, right, rel_tol=1e-9):
-        raise Wrong(f"cosine, T = {T}: abar[T/2] is {got:.10g}", expected=f"{right:.10g}")
+        raise Wrong(f"cosine, T = {T}: your abar[T/2] is {got:.10g}", expected=f"{right:.10g}")
 
 
 def _abar_digits(answer: Answer, g: Generator) -> object:
@@ -215,7 +224,9 @@ def _abar_by(
         if kind == "linear":
             rest = product(torch.linspace(1e-4, 0.02, T, dtype=dtype)).double()
             return rest if how.get("short") else torch.cat([rest[:1] if how.get("no_one") else one, rest])
-        f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+        offset, power = 0.0 if how.get("no_offset") else 0.008, 1 if how.get("no_square") else 2
+        f = torch.arange(T + 1, dtype=torch.float64) / T
+        f = torch.cos((f + offset) / (1 + offset) * math.pi / 2) ** power
         f = f / f[0] if f0 else f
         return f[1:] if how.get("short") else torch.cat([f[1:2], f[1:]]) if how.get("no_one") else f
 
@@ -244,6 +255,7 @@ def _abar_logs(T: int, kind: str) -> Tensor:
 
 
 MAKE_ABAR = Exercise(
+    without=("keeps the dtype of its inputs",),  # it has none; the digits are looked at
     id="01.1",
     names=("make_abar",),
     references=(make_abar,),
@@ -254,7 +266,7 @@ MAKE_ABAR = Exercise(
             _abar_table,
             "code index and the text's t are the same number",
         ),
-        Fact("falls from 1 and stays in (0, 1]", _abar_range, "what is left of the signal after t steps?"),
+        Fact("never rises and stays in (0, 1]", _abar_range, "what is left of the signal after t steps?"),
         Fact("linear: abar[T] to nine digits", _abar_linear, "multiply, in float64"),
         Fact("cosine: abar[T/2] to nine digits", _abar_cosine, "the value at t = 0 is not 1 by itself"),
     ),
@@ -278,6 +290,16 @@ MAKE_ABAR = Exercise(
             "cosine not normalised",
             "The cosine curve is not divided by f(0), so that t = 0 already carries noise.",
             (_abar_by(f0=False),),
+        ),
+        Mistake(
+            "no offset",
+            "The cosine has no offset 0.008: the first steps are so small that they change nothing.",
+            (_abar_by(no_offset=True),),
+        ),
+        Mistake(
+            "cosine not squared",
+            "The cosine is not squared: it is the scale of the signal, and abar is its variance.",
+            (_abar_by(no_square=True),),
         ),
         Mistake(
             "float32 product",
@@ -578,18 +600,21 @@ SCORE = Exercise(
     formulas=(
         Formula(
             "cond_score",
-            "score",
+            "cond_score",
             ("xt", "x0"),
-            "score = -1/(1 - abar[t])*xt + (sqrt(abar[t])/(1 - abar[t]))*x0",
+            "cond_score = -1/(1 - abar[t])*xt + (sqrt(abar[t])/(1 - abar[t]))*x0",
             ddpm_probes,
         ),
-        Formula("score_from_eps", "score", ("eps",), "score = -1/sqrt(1 - abar[t])*eps", ddpm_probes),
+        Formula("score_from_eps", "score_from_eps", ("eps",), "score_from_eps = -1/sqrt(1 - abar[t])*eps", ddpm_probes),
     ),
     facts=(
         Fact(
             "points back: xt + (1 - abar) score is sqrt(abar) x0",
             _score_home,
-            "where is the density of q(xt | x0) higher than at xt?",
+            (
+                "a Gaussian of variance v has its peak at x + v times its score: mind the sign, and what the "
+                "score is divided by"
+            ),
         ),
         Fact(
             "cond_score is what autograd gets from the normal density",
@@ -599,7 +624,7 @@ SCORE = Exercise(
         Fact(
             "score_from_eps is the same, for xt made with eps",
             _score_same,
-            "xt - sqrt(abar) x0 is sqrt(1 - abar) eps: put it in, and one root cancels",
+            "put xt - sqrt(abar) x0 = sqrt(1 - abar) eps into cond_score",
         ),
     ),
     mistakes=(
@@ -729,25 +754,27 @@ PAIR = Exercise(
     formulas=(
         Formula(
             "x0_from_eps",
-            "x0",
+            "x0_from_eps",
             ("xt", "eps"),
-            "x0 = (1/sqrt(abar[t]))*xt - (sqrt(1 - abar[t])/sqrt(abar[t]))*eps",
+            "x0_from_eps = (1/sqrt(abar[t]))*xt - (sqrt(1 - abar[t])/sqrt(abar[t]))*eps",
             ddpm_probes,
         ),
         Formula(
             "eps_from_x0",
-            "eps",
+            "eps_from_x0",
             ("xt", "x0"),
-            "eps = (1/sqrt(1 - abar[t]))*xt - (sqrt(abar[t])/sqrt(1 - abar[t]))*x0",
+            "eps_from_x0 = (1/sqrt(1 - abar[t]))*xt - (sqrt(abar[t])/sqrt(1 - abar[t]))*x0",
             ddpm_probes,
         ),
-        Formula("v_from", "v", ("x0", "eps"), "v = -sqrt(1 - abar[t])*x0 + sqrt(abar[t])*eps", ddpm_probes),
+        Formula("v_from", "v_from", ("x0", "eps"), "v_from = -sqrt(1 - abar[t])*x0 + sqrt(abar[t])*eps", ddpm_probes),
     ),
     facts=(
         Fact("x0_from_eps undoes the noising", _x0_back, "solve xt = a x0 + sigma eps for x0, term by term"),
         Fact("eps_from_x0 finds the noise again", _eps_back, "solve the same equation for eps"),
         Fact(
-            "(xt, v) is (x0, eps), turned by an angle", _v_turn, "v is what is perpendicular to xt: exchange, one sign"
+            "(xt, v) is (x0, eps), turned by an angle",
+            _v_turn,
+            "against xt, the two coefficients change places, and one changes its sign",
         ),
     ),
     mistakes=(
@@ -804,6 +831,11 @@ PAIR = Exercise(
             "v is xt turned",
             "v_from has its two coefficients exchanged.",
             _v_by(lambda x0, eps, ab: (1 - ab).sqrt() * eps - ab.sqrt() * x0),
+        ),
+        Mistake(
+            "v with x0 and eps exchanged",
+            "v_from has x0 and eps exchanged: at t = 0 it must be +eps, and yours is x0.",
+            _v_by(lambda x0, eps, ab: ab.sqrt() * x0 - (1 - ab).sqrt() * eps),
         ),
         Mistake(
             "v is eps - x0",
@@ -941,6 +973,11 @@ POSTERIOR = Exercise(
             (_posterior_by(lambda eps, _: torch.softmax(-(eps**2).sum(1), 0)),),
         ),
         Mistake(
+            "sigma twice",
+            "eps is divided by sigma already: its square is not to be divided by the variance once more.",
+            (_posterior_by(lambda eps, sigma: torch.softmax(-(eps**2).sum(1) / (2 * sigma**2), 0)),),
+        ),
+        Mistake(
             "variance forgotten",
             "The squared distances are not divided by the variance 1 - abar: the weights do not know how noisy x is.",
             (_posterior_by(lambda eps, sigma: torch.softmax(-((sigma * eps) ** 2).sum(1) / 2, 0)),),
@@ -977,6 +1014,16 @@ POSTERIOR = Exercise(
             "equal weights",
             "Every point gets the same weight: a point far from x is as good as one beside it.",
             (_posterior_by(lambda eps, _: torch.full_like(eps[:, 0], 1 / len(eps))),),
+        ),
+        Mistake(
+            "not divided by sigma",
+            "You average x - sqrt(abar) x0: that is sigma times the noise, which itself has variance 1.",
+            (_posterior_by(lambda eps, sigma: sigma * torch.softmax(-(eps**2).sum(1) / 2, 0)),),
+        ),
+        Mistake(
+            "not normalised",
+            "The weights do not add up to 1: a sum weighted with exp(...) alone grows with the number of points.",
+            (_posterior_by(lambda eps, _: torch.exp(-(eps**2).sum(1) / 2)),),
         ),
         Mistake(
             "nearest point only",
@@ -1183,6 +1230,7 @@ DSM = Exercise(
 def _ddpm_inputs(g: Generator) -> dict:
     xt, eps, z = pictures(g, 3)
     t, abar = times(g), random_abar(g)
+    t[integer(g, 0, 3)] = 1
     return {
         "ddpm_mean": dict(xt=xt, eps=eps, t=t, abar=abar),
         "ddpm_step": dict(
@@ -1325,9 +1373,9 @@ DDPM = Exercise(
     formulas=(
         Formula(
             "ddpm_mean",
-            "mean",
+            "ddpm_mean",
             ("xt", "eps"),
-            "mean = (1/sqrt(alpha[t]))*xt - (beta[t]/(sqrt(1 - abar[t])*sqrt(alpha[t])))*eps",
+            "ddpm_mean = (1/sqrt(alpha[t]))*xt - (beta[t]/(sqrt(1 - abar[t])*sqrt(alpha[t])))*eps",
             ddpm_probes,
         ),
     ),
@@ -1644,17 +1692,14 @@ TEST = test_exercise(
     my_ddim_test,
     right=(ddim_step, _ddim_sigma_form, _ddim_loop),
     wrong=tuple(
-        (f"mutant {number}: {hint}", _planted[name])
-        for number, (name, hint) in enumerate(
-            (
-                ("t - 1 for s", "wrong only where s is not t - 1"),
-                ("no noise put back", "wrong only where s is not 0"),
-                ("new noise", "another result at each call"),
-                ("last step one short", "wrong only at s = 0"),
-                ("s and t exchanged", "goes the wrong way"),
-                ("variance for std", "a root is missing"),
-            ),
-            1,
+        (hint, _planted[name])
+        for name, hint in (
+            ("t - 1 for s", "one that goes to t - 1, wherever it is sent"),
+            ("no noise put back", "one that puts no noise back"),
+            ("new noise", "one that puts new noise back"),
+            ("last step one short", "one that goes to s = 1 when sent to s = 0"),
+            ("s and t exchanged", "one that has s and t exchanged"),
+            ("variance for std", "one that puts the variance for the standard deviation"),
         )
     ),
     needed=5,

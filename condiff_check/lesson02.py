@@ -48,8 +48,11 @@ def film(h: Tensor, e: Tensor) -> Tensor:
 
 
 def drop_labels(y: Tensor, p: float, null: int, gen: Generator) -> Tensor:
-    """Replace each label by `null` with probability p, each on its own: integer y (B,) -> (B,)."""
-    dropped = torch.rand(y.shape, generator=gen) < p
+    """Replace each label by `null` with probability p, each on its own: integer y (B,) -> (B,).
+
+    gen lives on the CPU: draw there, then go where y is.
+    """
+    dropped = (torch.rand(y.shape, generator=gen) < p).to(y.device)
     return torch.where(dropped, null, y)
 
 
@@ -59,13 +62,15 @@ def train_step(
     """One step of the optimiser on the class-conditional loss mean |model(x_t, t, y) - eps|^2; returns this loss.
 
     x0 (B, ...), integer y (B,), abar (T + 1,). Each example has its own t, uniform over 1 .. T, its own standard normal
-    eps, and its label becomes model.null with probability p. All is drawn with gen.
+    eps, and its label becomes model.null with probability p. All is drawn with gen, on the CPU, and then goes where x0
+    is.
     """
-    abar = abar.to(x0.dtype)
-    t = torch.randint(1, len(abar), (len(x0),), generator=gen)
-    eps = torch.randn(x0.shape, generator=gen, dtype=x0.dtype)
+    abar = abar.to(x0)
+    t = torch.randint(1, len(abar), (len(x0),), generator=gen).to(x0.device)
+    eps = torch.randn(x0.shape, generator=gen, dtype=x0.dtype).to(x0.device)
     xt = pad(abar[t].sqrt(), x0) * x0 + pad((1 - abar[t]).sqrt(), x0) * eps
-    y = torch.where(torch.rand(y.shape, generator=gen) < p, model.null, y)
+    dropped = (torch.rand(y.shape, generator=gen) < p).to(y.device)
+    y = torch.where(dropped, model.null, y)
     loss = F.mse_loss(model(xt, t, y), eps)
     opt.zero_grad()
     loss.backward()
@@ -80,8 +85,6 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        from copy import deepcopy
-
         self.model = deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
@@ -99,10 +102,10 @@ def sample(model: nn.Module, y: Tensor, steps: int, shape: tuple[int, ...], abar
     """Images of the classes y (B,): deterministic DDIM in `steps` steps from noise drawn with gen -> (B, *shape).
 
     The times are torch.linspace(T, 0, steps + 1), rounded; model(x, t, y) predicts eps, with t (B,) as in training. The
-    model samples in eval mode and gets its own mode back.
+    model samples in eval mode and gets its own mode back. gen lives on the CPU, the result where y is.
     """
     times = torch.linspace(len(abar) - 1, 0, steps + 1).round().long().tolist()
-    x = torch.randn(len(y), *shape, generator=gen)
+    x = torch.randn(len(y), *shape, generator=gen).to(y.device)
     training = model.training
     model.eval()
     for t, s in zip(times[:-1], times[1:], strict=True):  # noqa: RUF007

@@ -56,7 +56,7 @@ class Report:
         if self.status == WRONG:
             notes += [("You implemented", formula) for formula in self.formulas]
             if self.diagnosis:
-                notes.append(("This is what happens", self.diagnosis))
+                notes.append(("Probably", self.diagnosis))
             elif self.relation:
                 notes.append(("Compared with the right one", self.relation))
         elif self.diagnosis:

@@ -88,7 +88,7 @@ def ddpm_alpha_bar(betas: Betas) -> Betas:
 
 
 def discrete(alpha_bar: Tensor) -> Schedule:
-    """A table (T + 1,) with alpha_bar[0] = 1 as a Schedule whose times are its indices 0 .. T, as in DDPM's own letters.
+    """A table (T + 1,) with alpha_bar[0] = 1 as a Schedule whose times are its indices 0 .. T, as DDPM counts.
 
     alpha = sqrt(alpha_bar[t]), sigma = sqrt(1 - alpha_bar[t]) (Ho et al. 2020, eq. 4). Raises ValueError for its rates,
     which a table does not have.

@@ -1,6 +1,7 @@
 """The shape of the package, read from its source: who imports whom, one vocabulary, and where randomness comes from."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +10,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from condiff_check.registry import lesson
 
 PACKAGE = Path(__file__).parents[1] / "condiff_ref"
 TREES = {path.stem: ast.parse(path.read_text()) for path in sorted(PACKAGE.glob("*.py"))}
@@ -215,3 +218,42 @@ def test_every_draw_takes_a_generator(module: str):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
         if drawn and name in DRAWS and not forked:
             assert "generator" in {keyword.arg for keyword in call.keywords}, f"line {call.lineno}"
+
+
+# --- the checks ------------------------------------------------------------------------------------------------------
+
+CHECKS = PACKAGE.parent / "condiff_check"
+
+
+def test_the_checks_import_the_reference_and_nothing_else_of_ours():
+    ours = {path.stem for path in PACKAGE.parent.iterdir()} - {"condiff_ref", "condiff_check"}
+    for path in CHECKS.glob("*.py"):
+        found = {name.split(".")[0] for name in imports(ast.parse(path.read_text()))}
+        assert not found & (ours | {"lessons", "tools"}), path.name
+
+
+def test_every_module_of_the_checks_and_everything_public_in_the_engine_is_documented():
+    for path in CHECKS.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path.name
+        parts = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        bare = [node.name for node in parts if not node.name.startswith("_") and not ast.get_docstring(node)]
+        assert path.name.startswith("lesson") or not bare, (path.name, bare)
+
+
+def test_lessons_import_nothing_that_their_exercises_hide():
+    """Provided cells must run while grading, where what an exercise hides is not to be had."""
+    for path in (PACKAGE.parent / "lessons").glob("*.py"):
+        number = path.stem[:2]
+        hidden = {name for exercise in lesson(number) for name in exercise.hides}
+        cells = re.split(r"^# %%", path.read_text(), flags=re.M)
+        graded = [cell for cell in cells if "skip-grading" not in cell.partition("\n")[0]]
+        tree = ast.parse("\n".join(cell.partition("\n")[2] for cell in graded))
+        found = {name.removeprefix("condiff_ref.") for name in imports_of_names(tree)}
+        assert not found & hidden, path.name
+
+
+def imports_of_names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)

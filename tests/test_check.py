@@ -169,7 +169,8 @@ BAD = {
     "changes abar": (lambda x0, t, eps, abar: right(x0, t, eps, abar.clamp_(max=1).mul_(0.9)), "changed abar in place"),
     "prints": (prints_pages, "more characters"),
     "wants another argument": (lambda x0, t, eps: x0, "TypeError"),
-    "is a tensor": (torch.ones(3), "not callable"),
+    "is a tensor": (torch.ones(3), "of type Tensor: hand over the function itself, uncalled"),
+    "is a name": ("q_sample", "without quotes"),
     "is a class": (dict, "TypeError"),
     "leaves a graph": (lambda x0, t, eps, abar: right(x0.requires_grad_(), t, eps, abar), "graph"),
 }
@@ -320,7 +321,8 @@ def test_what_an_exercise_hides_exists():
 
 
 @pytest.mark.parametrize(
-    ("guess", "said"), [(..., "No guess yet"), (47, "You said 47 %. Measured: 2 %. Why?"), (2, "Well seen")]
+    ("guess", "said"),
+    [(..., "No guess yet"), (47, "You said 47 %. Measured: 2 %. Why?"), (2, "Well seen"), ("about 2 %", "Well seen")],
 )
 def test_a_guess_stands_beside_what_was_measured(guess: object, said: str, capsys: pytest.CaptureFixture):
     reveal(guess, 2, " %")

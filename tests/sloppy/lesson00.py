@@ -272,6 +272,15 @@ def swallowed(q_sample: Callable) -> None:
         print("the test failed")
 
 
+# Read by a person: these are told that something is wrong, and too little of what.
+WEAK = {
+    "own terms over columns",
+    "every table over N^2",
+    "the square of logp differentiated",
+    "the largest component for the sum",
+    "own copy with 1 - root",
+}
+
 SLOPPY = (
     ("00.1", "the density itself", (density,)),
     ("00.1", "logarithm to the base 2", (base_two,)),
