@@ -126,6 +126,8 @@ class _Kept(io.TextIOBase):
 def _describe(error: BaseException) -> str:
     """The error in one line, and the line of the learner's own code that led to it."""
     message = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, RuntimeError) and "Double" in message and "Float" in message:
+        message += " (some inputs are float64; what you make yourself takes their dtype: dtype=...)"
     frame = _own_frame(error)
     if frame is None:
         return message

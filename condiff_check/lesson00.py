@@ -39,7 +39,7 @@ def autograd_score(logp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def sample_gmm(w: Tensor, mu: Tensor, S: Tensor, n: int, gen: Generator) -> tuple[Tensor, Tensor]:
     """n points x (n, D) of the mixture sum_k w_k N(mu_k, S_k), and the component k (n,) that each comes from.
 
-    w (K,), mu (K, D), S (K, D, D). The points are independent, and all randomness comes from gen.
+    w (K,), mu (K, D), S (K, D, D). The points are independent, x has the dtype of mu, and gen draws all that is random.
     """
     k = torch.multinomial(w, n, replacement=True, generator=gen)
     z = torch.randn(n, mu.shape[1], generator=gen, dtype=mu.dtype)
@@ -50,7 +50,7 @@ def sample_gmm(w: Tensor, mu: Tensor, S: Tensor, n: int, gen: Generator) -> tupl
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|x - y| - E|x - x'| - E|y - y'|, with Euclidean distances, from samples x (N, D) and y (M, D).
 
-    Each mean runs over all pairs of rows, a row paired with itself too.
+    Each mean runs over all pairs of rows, a row paired with itself too. The result is a Python float.
     """
 
     def mean_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -276,10 +276,18 @@ GMM_LOGP = Exercise(
     inputs=_logp_inputs,
     batch=("x",),
     facts=(
-        Fact("one standard normal is right, in 1 to 3 dimensions", _logp_normal, "which constant, how many times?"),
+        Fact(
+            "one standard normal is right, in 1 to 3 dimensions",
+            _logp_normal,
+            ("a constant or a sign: look at each of the three terms in turn"),
+        ),
         Fact("a wide component has a low peak", _logp_width, "the determinant of S: of which sign, and which power?"),
         Fact("equal steps in standard deviations cost equally", _logp_ellipse, "how does S enter the exponent?"),
-        Fact("the weights count", _logp_weights, "K = 1 shows nothing of a weight: log 1 is 0"),
+        Fact(
+            "the weights count",
+            _logp_weights,
+            ("a weight multiplies the density: what does that make of its logarithm?"),
+        ),
         Fact("the density has the area 1", _logp_normalised, "a sum of densities, each with its weight"),
         Fact("stays finite far away", _logp_far, "take the largest term out before exp: a torch function does"),
         Fact(
@@ -759,7 +767,7 @@ def _sample_generator(answer: Answer, g: Generator) -> None:
     one, two = answer(w, mu, S, 40, gen), answer(w, mu, S, 40, gen)
     for name, a, b in zip(("x", "k"), one, two, strict=True):
         if torch.equal(a, b):
-            raise Wrong(f"two calls in a row with one generator gave the same {name}: it must be drawn from gen")
+            raise Wrong(f"{name} does not follow gen: two calls in a row with one generator gave the same")
     answer.reseed(12345)
     again = answer(w, mu, S, 40, Generator().set_state(state))
     for name, a, b in zip(("k", "x"), reversed(one), reversed(again), strict=True):
@@ -914,12 +922,12 @@ SAMPLE_GMM = Exercise(
         ),
         Mistake(
             "components without the generator",
-            "The noise is drawn from gen, but the components are not: they are other ones each time.",
+            "The noise is drawn from gen, but the components are not: they do not follow it.",
             (_sample_by(component=lambda w, n, gen: _any_k(w, n, None)),),
         ),
         Mistake(
             "noise without the generator",
-            "The components are drawn from gen, but the noise is not: it is another one each time.",
+            "The components are drawn from gen, but the noise is not: it does not follow it.",
             (_sample_by(noise=lambda n, D, gen: torch.randn(n, D, dtype=torch.float64)),),
         ),
         Mistake(
@@ -1036,7 +1044,10 @@ def _on_a_line(answer: Answer, x: Tensor, y: Tensor) -> None:
     ends = torch.cat([x, y]).sort().values
     F, G = ((some[None] <= ends[:-1, None]).double().mean(1) for some in (x, y))
     right = float((2 * (F - G) ** 2 * ends.diff()).sum())
-    message = f"9 points against 5 on a line: twice the area between the squared steps is {right:.6g}"
+    message = (
+        "9 points against 5 on a line: twice the integral of (F_x - F_y)^2, of the shares below each "
+        f"place, is {right:.6g}"
+    )
     _same_number(_number(answer, x[:, None], y[:, None]), right, message)
 
 
@@ -1134,7 +1145,11 @@ ENERGY = Exercise(
     references=(energy_distance,),
     inputs=_energy_inputs,
     facts=(
-        Fact("a point at 0 against a point at 1 gives 2", _energy_points, "how often does the cross term count?"),
+        Fact(
+            "a point at 0 against a point at 1 gives 2",
+            _energy_points,
+            ("how often does each of the three terms count, and over which pairs does its mean run?"),
+        ),
         Fact("two equal samples give 0", _energy_zero, "all pairs, a row with itself too: V-statistic"),
         Fact("is symmetric", _energy_symmetric, "each sample has a term of its own, with the same weight"),
         Fact("averages over all pairs", _energy_pairs, "a mean over the whole (N, M) or (N, N) table"),

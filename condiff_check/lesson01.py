@@ -824,7 +824,7 @@ PAIR = Exercise(
         ),
         Mistake(
             "v plus",
-            "v_from adds the two terms: what comes out is not perpendicular to xt, and x0 cannot be got back from it.",
+            "v_from adds the two terms: what comes out is not perpendicular to xt, and at half noise it is xt itself.",
             _v_by(lambda x0, eps, ab: ab.sqrt() * eps + (1 - ab).sqrt() * x0),
         ),
         Mistake(
@@ -1172,12 +1172,12 @@ DSM = Exercise(
         ),
         Mistake(
             "clean x0 shown",
-            "The model sees the clean x0. With the answer in plain sight there is nothing to learn.",
+            "The model sees the clean x0, which says nothing about eps: the best it can learn is to answer 0.",
             (_dsm_by(clean=True),),
         ),
         Mistake(
             "sum for mean",
-            "You sum over all entries: the loss, and so the step size, grows with batch and picture.",
+            "You sum over all entries: the loss, and so a gradient-descent step, grows with batch and picture.",
             (_dsm_by(total=True),),
         ),
         Mistake(
@@ -1437,7 +1437,7 @@ DDPM = Exercise(
         ),
         Mistake(
             "no noise",
-            "No noise is added at all: the mean alone, step after step, ends in blurred averages.",
+            "No noise is added at all: the mean alone draws all samples together, until they are nearly one and the same.",
             _step_by(lambda beta, tilde, t, v: 0 * beta),
         ),
     ),

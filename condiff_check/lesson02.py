@@ -315,9 +315,8 @@ TIME_EMBEDDING = Exercise(
     mistakes=(
         Mistake(
             "t not scaled",
-            "t in [0, 1] goes in without the factor 1000: the embeddings of t = 0.1 and 0.9 have cosine 0.98 (0.15 "
-            "with "
-            "it), and the network can hardly tell time.",
+            "t in [0, 1] goes in without the factor 1000: the embeddings of t = 0.1 and 0.9 have cosine 0.98 "
+            "at width 64 (0.15 with it), and the network can hardly tell time.",
             (_embedding_by(scale=1),),
         ),
         Mistake(
@@ -543,8 +542,8 @@ FILM = Exercise(
         ),
         Mistake(
             "before the norm",
-            "You normalise after scaling and shifting, which takes the scale and the shift out again: the condition is "
-            "lost.",
+            "You normalise after scaling and shifting, which takes out again whatever the channels of a group have in "
+            "common: part of the condition is lost.",
             (_film_by(apply=lambda h, scale, shift: _film_norm(h * (1 + scale) + shift)),),
         ),
         Mistake(
@@ -1524,7 +1523,7 @@ EMA_CLASS = Exercise(
             (_ema_by(mix=lambda mean, value, decay: mean + (1 - decay) * value),),
         ),
         Mistake(
-            "decays without adding enough",
+            "adds the new value in full",
             "The old value is shrunk and the new one added in full: the weights add up to 1 + decay.",
             (_ema_by(mix=lambda mean, value, decay: decay * mean + value),),
         ),
@@ -2175,7 +2174,7 @@ CLASS_ACCURACY = Exercise(
         Mistake(
             "range [0, 1]",
             "You map the images to [0, 1]. The judge learnt on [-1, 1], and so are these: real test digits through "
-            "your function would not reach the judge's 99.7 %.",
+            "your function would not reach the judge's own 99 %.",
             (_accuracy_by(see=lambda images: (images + 1) / 2),),
         ),
         Mistake(
