@@ -21,8 +21,10 @@ help: ## list the targets
 setup: ## make the environment in .venv (5.5 GB; with TORCH=cpu 1.7 GB)
 	@bash tools/setup.sh "$(VENV)" "$(BUILD)"
 
-demo: $(STAMP) ## train a class-conditional model on handwritten digits, sample it, show the results
+demo: $(STAMP) ## train a class-conditional model on handwritten digits, sample it, show the results; then a check
 	@$(BIN)/condiff demo
+	@echo
+	@$(BIN)/python -m condiff_check
 
 lab: $(STAMP) ## open the lessons in JupyterLab
 	@$(BIN)/python -m jupyterlab notebooks

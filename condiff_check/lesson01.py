@@ -1437,7 +1437,7 @@ DDPM = Exercise(
         ),
         Mistake(
             "no noise",
-            "No noise is added at all: the mean alone draws all samples together, until they are nearly one and the same.",
+            "No noise is added: the mean alone draws all samples together, until they are nearly one and the same.",
             _step_by(lambda beta, tilde, t, v: 0 * beta),
         ),
     ),

@@ -329,6 +329,16 @@ def test_a_guess_stands_beside_what_was_measured(guess: object, said: str, capsy
     assert said in capsys.readouterr().out
 
 
+def test_the_module_shows_what_a_check_says():
+    def run(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "condiff_check", *words], capture_output=True, text=True)
+
+    assert "You implemented: xt = abar[t]*x0" in run().stdout
+    assert "00.1 gmm_logp: not right yet" in run("00.1").stdout
+    unknown = run("99.9")
+    assert unknown.returncode == 1 and "there is no exercise '99.9'" in unknown.stderr
+
+
 def test_importing_costs_little():
     code = "import sys, condiff_check; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
