@@ -42,8 +42,8 @@ lessons: $(STAMP) ## run the solutions of all lessons, quickly; with TIER=full a
 notebooks: $(STAMP) ## write notebooks and solutions from lessons/; ARGS=--execute runs the solutions that changed
 	@$(BIN)/python tools/build.py $(ARGS)
 
-kill-matrix: $(STAMP) ## run every exercise's check against every known mistake
-	@$(BIN)/python -m condiff_check.kill_matrix
+kill-matrix: $(STAMP) ## try every known mistake on its check, 20 times each: benchmarks/kill_matrix.md
+	@$(BIN)/python -m condiff_check.kill_matrix benchmarks/kill_matrix.md
 
 bench: $(STAMP) ## measure training and imports, about 6 minutes; needs MNIST, which it downloads
 	@$(BIN)/python benchmarks/imports.py

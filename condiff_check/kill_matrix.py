@@ -8,18 +8,21 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
+import torch
 from tqdm import tqdm
 
 from condiff_ref.checkpoints import machine
 
 from .checking import examine
 from .exercise import Exercise, Mistake
-from .registry import exercises
+from .registry import exercises, find
 from .report import RIGHT, WRONG, Report
 
 
@@ -118,13 +121,21 @@ def _share(part: int, of: Sequence[Row]) -> str:
     return f"{part / checks:.1%}" if checks else "none"
 
 
+def _rows_of(id: str, repeats: int) -> list[Row]:
+    return rows(find(id), range(repeats))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the table; 1 if there is a hole in it."""
     parser = argparse.ArgumentParser(description="Try all mistakes and right answers on file.")
     parser.add_argument("file", type=Path, help="where to write the table, as Markdown")
     parser.add_argument("--repeats", type=int, default=20, help="checks of each answer, with fresh inputs")
     args = parser.parse_args(argv)
-    found = [row for e in tqdm(exercises(), unit="exercise") for row in rows(e, range(args.repeats))]
+    ids = [exercise.id for exercise in exercises()]
+    # one process per core, each with one thread: threads that wait for one another are slower
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        parts = list(tqdm(pool.map(_rows_of, ids, [args.repeats] * len(ids)), total=len(ids), unit="exercise"))
+    found = [row for part in parts for row in part]
     args.file.write_text(table(found, args.repeats), encoding="utf-8")
     holes = [row for row in found if row.hole]
     for row in holes:

@@ -183,7 +183,7 @@ def _abar_range(answer: Answer, g: Generator) -> None:
 
 
 def _abar_linear(answer: Answer, g: Generator) -> None:
-    T = integer(g, 20, 1000)
+    T = integer(g, 900, 1000)  # large, so that float32 shows
     betas = [1e-4 + (0.02 - 1e-4) * i / (T - 1) for i in range(T)]
     right = math.exp(math.fsum(math.log1p(-beta) for beta in betas))
     got = float(answer(T, "linear")[-1])
@@ -247,7 +247,7 @@ def _abar_loop(T: int, kind: str) -> Tensor:
 
 def _abar_logs(T: int, kind: str) -> Tensor:
     if kind == "cosine":
-        return (1 + torch.cos(math.pi * (torch.linspace(0, 1, T + 1).double() + 0.008) / 1.008)) / (
+        return (1 + torch.cos(math.pi * (torch.linspace(0, 1, T + 1, dtype=torch.float64) + 0.008) / 1.008)) / (
             1 + math.cos(math.pi * 0.008 / 1.008)
         )
     betas = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
@@ -917,6 +917,11 @@ def _posterior_far(answer: Answer, g: Generator) -> None:
     need(got, eps[best], "at low noise only the nearest point counts", rtol=1e-4, atol=1e-4)
 
 
+def _posterior_low(answer: Answer, g: Generator) -> object:
+    far = torch.tensor([[0, 0], [4, 0], [0, 4], [-5, 1]]) + 0.1 * randn(g, 4, 2)
+    return answer(torch.tensor([1.0, 1.0]).double(), far, 1, 1 - torch.arange(9).double() / 2000)
+
+
 def _posterior_by(weights: Callable, take: Callable = lambda eps, x0s: eps, shrink: bool = True) -> Callable:
     def posterior_mean_eps(x: Tensor, x0s: Tensor, t: int, abar: Tensor) -> Tensor:
         a, sigma = (abar[t].sqrt() if shrink else 1), (1 - abar[t]).sqrt()
@@ -1042,9 +1047,7 @@ POSTERIOR = Exercise(
             "then the weighted sum."
         ),
     ),
-    probe=lambda answer, g: answer(
-        torch.tensor([0.2, 3.0]).double(), 3 * randn(g, 5, 2), 1, 1 - torch.arange(9).double() / 2000
-    ),
+    probe=_posterior_low,
 )
 
 

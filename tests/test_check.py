@@ -236,6 +236,27 @@ def test_global_state_is_put_back():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_an_answer_too_odd_to_be_explained_is_still_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def fails(*_: object) -> None:
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("condiff_check.checking.explain", fails)
+    check("01.2", no_root)
+    assert "not right yet" in capsys.readouterr().out
+
+
+def test_a_slow_answer_is_not_run_for_minutes():
+    def slow(x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return no_root(x0, t, eps, abar)
+
+    start = time.monotonic()
+    assert look(slow).formulas
+    assert time.monotonic() - start < 10
+
+
 def test_prints_are_kept_apart(capsys: pytest.CaptureFixture):
     look(prints_pages)
     assert capsys.readouterr().out == ""
