@@ -13,7 +13,7 @@ BUILD := $(TORCH) $(CURDIR)
 
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo lab test lint lessons notebooks kill-matrix bench lock FORCE
+.PHONY: help setup demo lab test test-all lint lessons notebooks kill-matrix bench lock FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ lab: $(STAMP) ## open the lessons in JupyterLab
 
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: test ## all tests, and every check 20 times with fresh inputs, 15 minutes more
+	@CONDIFF_REPEATS=20 $(BIN)/python -m pytest --timeout=900 tests/test_kill_matrix.py
 
 lint: $(STAMP) ## check style and formatting
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-OURS = Path(__file__).parent
+COURSE = tuple(str(Path(__file__).parents[1] / package) for package in ("condiff_check", "condiff_ref"))
 
 
 class Failed(Exception):
@@ -136,8 +136,9 @@ def _describe(error: BaseException) -> str:
 
 
 def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
-    """The innermost frame that belongs neither to us nor to an installed package."""
+    """The innermost frame that belongs neither to the course's packages nor to an installed one."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((str(OURS / "guard.py"), str(OURS / "exercise.py")))]
-    own = [f for f in own if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)]
-    return own[-1] if own else None
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)]
+    own = [f for f in own if Path(f.filename).name not in ("guard.py", "exercise.py")]
+    learners = [f for f in own if not f.filename.startswith(COURSE)]
+    return (learners or own or [None])[-1]

@@ -61,7 +61,8 @@ def train_step(
 ) -> float:
     """One step of the optimiser on the class-conditional loss mean |model(x_t, t, y) - eps|^2; returns this loss.
 
-    x0 (B, ...), integer y (B,), abar (T + 1,). Each example has its own t, uniform over 1 .. T, its own standard normal
+    x0 (B, ...), integer y (B,), abar (T + 1,), where T may differ from call to call and abar may be float64: what the
+    model sees has the dtype of x0. Each example has its own t, uniform over 1 .. T, its own standard normal
     eps, and its label becomes model.null with probability p. All is drawn with gen, on the CPU, and then goes where x0
     is.
     """

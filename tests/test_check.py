@@ -189,6 +189,13 @@ def test_an_error_is_shown_at_the_learners_own_line():
     assert "return x0 + [1, 2][t[0]]" in str(look(raises))
 
 
+def test_an_error_inside_the_course_is_shown_where_the_learner_called_it():
+    def calls_badly(x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
+        return pad(abar[t], 3) * x0
+
+    assert "return pad(abar[t], 3) * x0" in str(look(calls_badly))
+
+
 def test_an_endless_loop_is_stopped(monkeypatch: pytest.MonkeyPatch):
     def forever(x0: Tensor, t: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
         while True:
