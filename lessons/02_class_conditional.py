@@ -42,13 +42,15 @@ def rng(seed=0):
 #
 # By the same argument as in lesson 01 its minimiser is $\mathbb E[\epsilon\mid x_t,y]$, so the network now knows the score of $p_t(x\mid y)$. That is all: *no other change*, neither in the forward process nor in the sampler. ($t$ is drawn from the integers $1..T$; some texts write Uniform$(1,T)$ and mean that.)
 #
+
+# %% [markdown]
 # **One network, both answers.** Before each step, replace the label by a *null* token with probability $p$, independently for each example. As the coin knows nothing of $(x_0,y)$, the loss splits,
 #
 # $$\mathcal L=(1-p)\;\mathbb E\|\epsilon-\epsilon_\theta(x_t,t,y)\|^2+p\;\mathbb E\|\epsilon-\epsilon_\theta(x_t,t,\varnothing)\|^2 ,$$
 #
 # and the second term is unconditional training. So the same weights learn $\mathbb E[\epsilon\mid x_t,y]$ *and* $\mathbb E[\epsilon\mid x_t]$, as far as one network can hold both; lesson 04 subtracts them from each other. Usual values of $p$ are 0.1 to 0.2 (Ho & Salimans found these about equal, and 0.5 worse). The null token is a row of its own in the table of label embeddings: ten digits, eleven rows.
 #
-# Is it enough to *give* the label to the network? Conditional VAEs do just that. It is, for data and networks without limit; real networks tend to listen too little, which is what guidance (lessons 03 to 05) is for.
+# Is it enough to *give* the label to the network? Conditional VAEs do just that. With unlimited data and an unlimited network it is enough; real networks tend to listen too little, which is what guidance (lessons 03 to 05, it exaggerates what the label changes) is for. (Exercises are numbered as in the package: this is 02.3.)
 
 # %% exercise="02.3"
 
@@ -62,13 +64,15 @@ def rng(seed=0):
 # | where | how | in this course |
 # |---|---|---|
 # | embedding | added to the embedding of $t$, which modulates every block | class labels: this lesson |
-# | features | cross-attention to a sequence of tokens | text: lesson 06 |
+# | features | attention to a sequence of words | text: lesson 06 |
 # | input or skips | concatenated or added as a picture | outlines: lesson 07 |
-# | everywhere, as gates | adaLN-Zero of a transformer | lesson 08 |
+# | everywhere, as gates | in a transformer | lesson 08 |
 #
 # They combine: a global condition (the class), a regional one (a word and its place) and a fine one (an outline) can enter together.
 #
-# **Time.** The network has to know how noisy its input is. One number is a poor input; sines and cosines of many frequencies are a good one. Frequency $i$ of $d/2$ is $\omega_i=10000^{-2i/d}$, and $t\in[0,1]$ is multiplied by 1000 first, so that the fastest wave turns round every six steps of the table. (Sines first or interleaved with cosines: both layouts exist, and a network does not mind.)
+
+# %% [markdown]
+# **Time.** The network has to know how noisy its input is. One number is a poor input; sines and cosines of many frequencies are a good one. There are $d/2$ frequencies; number $i$ is $10000^{-i/(d/2)}$. Here $t\in[0,1]$ is the table's $t$ divided by $T$ (the network divides by itself, so you hand it the integer), and it is multiplied by 1000 first, so that the fastest wave completes a turn about every six steps of the table. (Sines first or interleaved with cosines: both layouts exist, and a network does not mind.)
 #
 # **Predict before you run.** Leave out the factor 1000. How similar are the embeddings of $t=0.1$ and $t=0.9$ at width 64 (cosine; 1 = the same)? 0.15, 0.5 or 0.98?
 
@@ -90,8 +94,10 @@ unscaled = F.cosine_similarity(*time_embedding(torch.tensor([0.1, 0.9]) / 1000, 
 reveal(guess_cosine, round(float(unscaled), 2), close=0.02)
 
 # %% [markdown]
-# *Left: all times look alike, and the network can hardly tell them apart. Right: neighbours resemble each other, others do not.* This is a real bug from real code, and training "works" with it, only worse.
+# *Left: all times look alike, and the network can hardly tell them apart. Right: a time resembles itself and its near neighbours, and more distant ones much less.* This is a real bug from real code, and training "works" with it, only worse.
 #
+
+# %% [markdown]
 # **Class.** A table with one row per class and one for null, `nn.Embedding(11, d)`: a label picks its row (the same as one-hot times a matrix). (1,000 classes at width 512 make 512,000 parameters.) The row is added to the time embedding; a small MLP on top lets the two interact.
 #
 # **Injection.** Inside each residual block, after the second normalisation, the embedding sets a scale and a shift for every channel (FiLM, Perez et al. 2018; "adaptive group normalisation", Dhariwal & Nichol 2021):
@@ -180,7 +186,7 @@ plt.show()
 # %% exercise="02.4"
 
 # %% [markdown]
-# **A running mean of the weights** (EMA). The last weights of a training run still tremble with the last batches. Their running mean, $\bar\theta\leftarrow\mu\,\bar\theta+(1-\mu)\,\theta$, trembles less, and large models that train at a constant rate sample visibly better with it. Here the learning rate falls to zero, which does much the same: compare `network` with `model` later. It is used for sampling only; training never sees it, and a mean over $1/(1-\mu)$ steps needs a run many times as long.
+# **A running mean of the weights** (EMA). The last weights of a training run still tremble with the last batches. Their running mean, $\bar\theta\leftarrow\mu\,\bar\theta+(1-\mu)\,\theta$, trembles less, and large models that train at a constant rate sample visibly better with it. Here the learning rate falls to zero, which does much the same: compare `network` with `model` later. It is used for sampling only; training never sees it, and as it reaches back over about $1/(1-\mu)$ steps, the run must be many times as long.
 
 # %% exercise="02.5"
 
@@ -213,7 +219,7 @@ network, losses = train(model, x0, labels, seconds=60, steps=200 if SMOKE else N
 print(f"{len(losses)} steps, mean loss of the last 100: {sum(losses[-100:]) / 100:.3f}")
 
 # %% [markdown]
-# **Predict before you go on.** On MNIST such a loss falls to about 0.03. Is that network nearly perfect? Keep your answer for section 5.
+# **Predict before you go on.** Is a network with this loss nearly perfect, or far from it? Keep your answer for section 5.
 #
 # ## 4. Sampling
 #
@@ -229,7 +235,7 @@ show_tile(ax, drawn, 10, "ten samples of each class, 25 steps")
 plt.show()
 
 # %% [markdown]
-# *Each row was asked for one digit.* How much of a picture is the noise's doing, and how much the label's? Keep the noise and slide the label:
+# *Each row was asked for one digit (in the quick run of the tests, with few steps, not all obey).* How much of a picture is the noise's doing, and how much the label's? Keep the noise and slide the label:
 
 # %%
 same_noise = {}
@@ -254,7 +260,9 @@ slider(draw_label, list(range(11)), "label", describe, start=3)
 #
 # ## 5. Does it draw what it was asked for?
 #
-# **Class accuracy.** A judge that was trained on *other* digits reads the samples. Two habits make this number honest: an interval (95 %, Wilson's, which stays sensible at an accuracy of 1), and a look at what the judge says of real digits.
+# **Class accuracy.** A judge that was trained on *other* digits reads the samples. Two habits make this number honest: a look at what the judge says of real digits, and a 95 % interval. Wilson's stays sensible at an accuracy of 1. Its ends are the two shares $q$ from which the measured accuracy is 1.96 of *their* standard errors away, $|\mathrm{acc}-q|=z\sqrt{q(1-q)/n}$ with $z=1.96$. Solved for $q$ (a quadratic equation), they are
+#
+# $$\frac{\mathrm{acc}+\frac{z^2}{2n}\ \pm\ z\sqrt{\frac{\mathrm{acc}(1-\mathrm{acc})}{n}+\frac{z^2}{4n^2}}}{1+\frac{z^2}{n}} .$$
 
 # %% exercise="02.7"
 
@@ -292,7 +300,7 @@ show_tile(ax, torch.cat([some, nearest]), 10, "samples (above) and the training 
 plt.show()
 
 # %% [markdown]
-# **What the loss does not say.** Here is the loss at each noise level, for training digits and for held-out ones, beside the floor of lesson 01. Which floor? If "the data" are just our 1,397 pictures, then your `posterior_mean_eps` of lesson 01, run over the pictures of the class that was asked for, is the perfect network, and we can compute what it would reach.
+# **What the loss does not say.** Here is the loss at each noise level, for training digits and for held-out ones, beside the floor of lesson 01. Which floor? If "the data" are just our 1,397 pictures, then your `posterior_mean_eps` of lesson 01, run over the pictures of the class that was asked for, is the perfect network, and we can compute what it would reach (the same sum, for a whole batch).
 
 
 # %%
@@ -330,15 +338,19 @@ print("and loses to it on held-out digits:", on_new[4][1] > on_new[4][0])
 # %% [markdown]
 # *The lowest possible training loss belongs to a table that has learnt the pictures by heart (below $t=150$ its loss falls out of the picture): it would sample only copies. On new digits the same table is by far the worst at low noise, where it matters which picture it was; at high noise, where only averages count, it is as good as any.* So a loss of 0.03 tells neither that a network is perfect nor that it is good. The average over $t$ is ruled by noise levels where nothing about the digit is decided any more, and its best value is not what we want. (GANs and VAEs have other signs: a discriminator that can no longer tell, a bound that stops rising.)
 #
-# What, then, do people report? The **Fréchet distance** between Gaussian fits of features of real and of made pictures (FID, if the features are those of an Inception network): it sees blur and missing kinds. Always quote it beside its floor, real against real, and at the same number of samples; `condiff evaluate` does.
+
+# %% [markdown]
+# What, then, do people report? The **Fréchet distance** between Gaussian fits of features of real and of made pictures (FID, if the features come from a well-known classifier called Inception): it sees blur and missing kinds. Always quote it beside its floor, real against real, and at the same number of samples; `condiff evaluate` does.
 #
+
+# %% [markdown]
 # ## 6. How much does the label tell?
 #
-# The two answers of the network, with the label and without, differ by what the label tells. There is an exact statement (the I-MMSE relation, Guo, Shamai & Verdú 2005; for diffusion Kong et al. 2023): with $\lambda=\log\mathrm{SNR}$,
+# The two answers of the network, with the label and without, differ by what the label tells. There is an exact statement (it ties information to mean square errors, hence its name I-MMSE; Guo, Shamai & Verdú 2005; for diffusion Kong et al. 2023): with $\lambda=\log\mathrm{SNR}$,
 #
 # $$I(x_0;y)=\tfrac12\int\mathbb E\big\|\mathbb E[\epsilon\mid x_t,y]-\mathbb E[\epsilon\mid x_t]\big\|^2\,\mathrm d\lambda ,\tag{2}$$
 #
-# in nats. Divide by $\log2$ for bits. It holds over all $\lambda$, for the exact conditional means of one and the same data. The integrand is half the mean square of the vector that guidance will multiply.
+# in nats (natural logarithms); divide by $\log2$ for bits. The square is summed over the entries of an example and averaged over examples. It holds over all $\lambda$, for the exact conditional means of one and the same data. The integrand is half the mean square of the vector that guidance will multiply.
 
 # %% exercise="02.8"
 
@@ -401,7 +413,7 @@ plt.show()
 reveal(guess_bits, "more" if measured_bits > 3.4 else "less" if measured_bits < 3.2 else "equal")
 
 # %% [markdown]
-# Formula (2) holds for the *exact* conditional means. Whatever a network gives beyond 3.32 bits cannot be information: it is the difference of two errors, and most of it sits in the null branch, which saw a tenth of the training (its loss exceeds the other's by just about this much, even at low noise, where a label tells a perfect network nothing). Remember this picture in lesson 04, where that difference gets multiplied: part of what guidance does on real networks is to push away from a *worse model*.
+# Formula (2) holds for the *exact* conditional means. Whatever a network gives beyond 3.32 bits cannot be information: it is the difference of two errors, and most of it sits in the null branch, which saw a tenth of the training (its loss exceeds the other's by about the excess seen here, even at low noise, where a label tells a perfect network nothing). Remember this picture in lesson 04, where that difference gets multiplied: part of what guidance does on real networks is to push away from a *worse model*.
 #
 # ## 7. The same on MNIST
 #
