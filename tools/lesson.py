@@ -180,7 +180,9 @@ def _exercise(stem: str, cell: NotebookNode, find: Callable) -> list[Piece]:
 
     grade_id = name.replace(".", "-")  # no dots in the ids of nbformat
     comment = cell.source.strip() + "\n" if cell.source.strip() else ""
-    hidden = "\n".join(line for line in ours.splitlines() if line not in theirs.splitlines())
+    kept = theirs.splitlines()
+    # a decorator such as @torch.no_grad() is no answer by itself
+    hidden = "\n".join(line for line in ours.splitlines() if line not in kept and not line.lstrip().startswith("@"))
     write = _both(f"{grade_id}-answer", "code", comment + ours, comment + theirs, _tags(cell), hidden)
     names = ", ".join(exercise.names)
     line = f'{names} = check("{name}", {names})'
