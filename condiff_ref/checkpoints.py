@@ -15,9 +15,10 @@ from .data import Affine, measure_affine
 from .denoisers import as_denoiser, clip_x0
 from .files import CheckpointError, read_safetensors, write_safetensors
 from .judge import certify
+from .predictions import solve
 from .recipes import Recipe
 from .schedules import Schedule
-from .shapes import Denoiser, Images, Labels
+from .shapes import Denoiser, Images, Labels, pad
 from .train import fit, uses_bf16
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
@@ -56,7 +57,7 @@ class Checkpoint:
         """
         if not hasattr(self.network, "null"):
             raise ValueError(f"{self.recipe.name} is {self.recipe.about}: it cannot draw samples")
-        return as_denoiser(partial(self._network, label=label), self.recipe.kind, self.schedule)
+        return as_denoiser(partial(self.raw, label=label), self.recipe.kind, self.schedule)
 
     def clip(self, denoiser: Denoiser) -> Denoiser:
         """Keep estimates of x0 within the range of pixels, which is [-1, 1] before scaling."""
@@ -67,9 +68,45 @@ class Checkpoint:
         """What the network works with, to pixels in [-1, 1]."""
         return self.affine.decode(x0).clamp(-1, 1)
 
-    def _network(self, xt: Tensor, t: Tensor, label: Labels | None) -> Tensor:
+    def raw(self, xt: Tensor, t: Tensor, label: Labels | None) -> Tensor:
+        """The network's own output, of the recipe's kind."""
         with torch.autocast(xt.device.type, torch.bfloat16, enabled=uses_bf16("auto", xt.device)):
             return self.network(xt, t, label=label).to(xt.dtype)
+
+
+class TableNetwork(nn.Module):
+    """A checkpoint asked as in the lessons: at integer t of a table abar (T + 1,), x_t = sqrt(abar_t) x0 +
+    sqrt(1 - abar_t) eps. A generator answers with eps, a classifier with logits.
+
+    The checkpoint lives on the straight path. Divided by alpha + sigma, x_t is on that path, at the time
+    sigma / (alpha + sigma) of the same signal-to-noise ratio, with the same x0 and the same eps; both stay in the
+    network's own scaling (`encode`, `decode`). Raises ValueError for a checkpoint of another path.
+    """
+
+    def __init__(self, model: Checkpoint, abar: Tensor):
+        super().__init__()
+        if model.recipe.schedule != "flow":
+            raise ValueError(f"{model.recipe.name} was trained on the path {model.recipe.schedule!r}, not on 'flow'")
+        self.model, self.network = model, model.network
+        self.null = getattr(model.network, "null", None)
+        self.register_buffer("abar", abar)
+
+    def forward(self, xt: Tensor, t: Tensor, y: Labels | None = None) -> Tensor:
+        """xt (b, c, h, w), integer t (b,), y (b,) or None for no label -> eps like xt, or logits (b, classes)."""
+        alpha, sigma = (root.to(xt) for root in (self.abar[t].sqrt(), (1 - self.abar[t]).sqrt()))
+        straight, x = sigma / (alpha + sigma), xt / pad(alpha + sigma, xt)
+        if self.null is None:
+            return self.network(x, straight)
+        out = self.model.raw(x, straight, y)
+        return solve(self.model.recipe.kind, out, x, straight, self.model.schedule)[1]
+
+    def encode(self, pixels: Images) -> Tensor:
+        """Pixels in [-1, 1] to what the network works with."""
+        return self.model.affine.encode(pixels)
+
+    def decode(self, x0: Tensor) -> Images:
+        """And back."""
+        return self.model.decode(x0)
 
 
 def train_recipe(
@@ -84,9 +121,11 @@ def train_recipe(
     every: float = 5.0,
     root: str | Path | None = None,
     overwrite: bool = False,
+    half: bool = False,
     progress: bool = True,
 ) -> Checkpoint:
-    """Train a recipe into the file `out`, for its own time unless steps or seconds are given.
+    """Train a recipe into the file `out`, for its own time unless steps or seconds are given. `half` stores the weights
+    in 16 bits.
 
     The state is kept beside it, in `out`.resume, while training runs; the same call takes a run that was cut off up
     again. Raises FileExistsError where `out` exists, unless told to overwrite it.
@@ -127,15 +166,16 @@ def train_recipe(
     if is_judge:
         card |= certify(result.network.cpu(), *data.mnist("train", root))
     checkpoint = Checkpoint(result.network, recipe, affine, card)
-    save(out, checkpoint)
+    save(out, checkpoint, half=half)
     resume_file(out).unlink(missing_ok=True)  # only now: a kill before this line loses nothing
     return checkpoint
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the weights, with recipe, scaling and card in the header."""
+def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> None:
+    """Write the weights, in 16 bits if `half`, with recipe, scaling and card in the header."""
     about = dict(recipe=asdict(checkpoint.recipe), affine=asdict(checkpoint.affine), card=checkpoint.card)
-    write_safetensors(path, checkpoint.network.state_dict(), about)
+    weights = checkpoint.network.state_dict()
+    write_safetensors(path, {name: w.half() if half else w for name, w in weights.items()}, about)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:

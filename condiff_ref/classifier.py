@@ -42,6 +42,15 @@ class NoisyClassifier(nn.Module):
         return self.head(F.silu(self.norm(h)).mean(dim=(2, 3)))
 
 
+class CleanClassifier(NoisyClassifier):
+    """The same network, blind to t and trained on clean pictures: what guidance must not be built on, and why, is
+    lesson 03."""
+
+    def forward(self, xt: Images, t: Time) -> PerClass:
+        """Logits (b, classes), whatever t is. Raises ValueError for another number of channels."""
+        return super().forward(xt, torch.zeros_like(t))
+
+
 def log_prob_of(classifier: Network, label: Labels | int) -> LogProb:
     """(xt, t) -> log p(label | xt) (b,): normalised over the classes, for one label or one per example."""
 
@@ -55,8 +64,11 @@ def log_prob_of(classifier: Network, label: Labels | int) -> LogProb:
 def classifier_loss(
     classifier: Network, x0: Images, label: Labels, schedule: Schedule, generator: Generator | None = None
 ) -> Tensor:
-    """Cross-entropy on noised pictures, t uniform in (0, 1), the same t given to the classifier."""
+    """Cross-entropy on noised pictures, t uniform in (0, 1), the same t given to the classifier; for a
+    `CleanClassifier` on the pictures as they are."""
     device = x0.device if generator is None else generator.device
     t = torch.rand(len(x0), generator=generator, device=device).to(x0)
+    if isinstance(classifier, CleanClassifier):
+        return F.cross_entropy(classifier(x0, t), label)
     xt = add_noise(x0, draw_noise(x0, generator), t, schedule)
     return F.cross_entropy(classifier(xt, t), label)

@@ -63,6 +63,7 @@ def train(
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the checkpoint if it exists.")] = False,
     precision: Annotated[str, Option(help="bf16, fp32, or auto: what the hardware multiplies in.")] = "auto",
     checkpoint_every: Annotated[float, Option(min=0, help="Seconds between saved states.")] = 5.0,
+    half: Annotated[bool, Option("--half", help="Store the weights in 16 bits: half the size.")] = False,
     data_root: DataRoot = None,
     json_file: Json = None,
 ):
@@ -83,6 +84,7 @@ def train(
         every=checkpoint_every,
         root=data_root,
         overwrite=overwrite,
+        half=half,
     )
     report(result.card | {"recipe": chosen.name, "checkpoint": str(out)}, json_file)
 

@@ -1,7 +1,7 @@
 """What the course trains, as Python constants with what each costs and reaches, and the one function that runs them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,13 +9,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import data, schedules
-from .classifier import NoisyClassifier, classifier_loss
+from .classifier import CleanClassifier, NoisyClassifier, classifier_loss
 from .judge import JudgeNet, judge_loss
 from .schedules import Schedule
 from .train import diffusion_loss, drop, logit_normal
 from .unet import UNet
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (UNet, NoisyClassifier, JudgeNet)}
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    cls.__name__: cls for cls in (UNet, NoisyClassifier, CleanClassifier, JudgeNet)
+}
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     make.__name__: make for make in (schedules.cosine, schedules.linear_beta, schedules.flow)
 }
@@ -63,7 +65,7 @@ class Recipe:
         """One training loss (), on pictures that are encoded already."""
         if self.architecture == "JudgeNet":
             return judge_loss(network, x0, label, generator)
-        if self.architecture == "NoisyClassifier":
+        if self.architecture in ("NoisyClassifier", "CleanClassifier"):
             return classifier_loss(network, x0, label, self.path(), generator)
         label = drop(label, network.null, self.drop, generator)
         draw_time = partial(logit_normal, mean=self.time_mean)
@@ -114,7 +116,45 @@ MNIST_JUDGE = Recipe(
     steps=6000,
     seconds=None,
 )
-RECIPES = (DIGITS_UNET, DIGITS_CLASSIFIER, MNIST_UNET, MNIST_CLASSIFIER, MNIST_JUDGE)
+# What lessons 03 and 04 compare: a classifier that knows no noise, networks whose label is never or always hidden, and
+# a small one, for autoguidance.
+DIGITS_CLEAN = replace(
+    DIGITS_CLASSIFIER,
+    name="digits-clean-classifier",
+    about="classifier of clean 8x8 digits, blind to noise, to compare with",
+    architecture="CleanClassifier",
+)
+MNIST_CLEAN = replace(
+    MNIST_CLASSIFIER,
+    name="mnist-clean-classifier",
+    about="classifier of clean MNIST digits, blind to noise, to compare with",
+    architecture="CleanClassifier",
+)
+DIGITS_NEVER = replace(DIGITS_UNET, name="digits-never", about="digits-unet, its label never hidden", drop=0.0)
+DIGITS_ALWAYS = replace(DIGITS_UNET, name="digits-always", about="digits-unet, its label always hidden", drop=1.0)
+MNIST_NEVER = replace(MNIST_UNET, name="mnist-never", about="mnist-unet, its label never hidden", drop=0.0)
+MNIST_ALWAYS = replace(MNIST_UNET, name="mnist-always", about="mnist-unet, its label always hidden", drop=1.0)
+MNIST_SMALL = replace(
+    MNIST_UNET,
+    name="mnist-small",
+    about="a small and briefly trained mnist-unet, for autoguidance",
+    arguments=MNIST_UNET.arguments | dict(widths=(16, 32)),
+    seconds=20,
+)
+RECIPES = (
+    DIGITS_UNET,
+    DIGITS_NEVER,
+    DIGITS_ALWAYS,
+    DIGITS_CLASSIFIER,
+    DIGITS_CLEAN,
+    MNIST_UNET,
+    MNIST_NEVER,
+    MNIST_ALWAYS,
+    MNIST_SMALL,
+    MNIST_CLASSIFIER,
+    MNIST_CLEAN,
+    MNIST_JUDGE,
+)
 
 
 def find(name: str, data: str | None = None) -> Recipe:

@@ -1,0 +1,94 @@
+"""Measure shipped checkpoints, write the card beside each: python tools/card.py data/checkpoints/NAME.safetensors ...
+
+Generators are sampled and judged as `condiff sample` and `condiff evaluate` do; classifiers read held-out digits, clean
+and noised.
+"""
+
+import argparse
+import hashlib
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from condiff_ref import checkpoints
+from condiff_ref.checkpoints import Checkpoint
+from condiff_ref.generate import Guidance, generate
+from condiff_ref.intervals import share
+from condiff_ref.metrics import evaluate
+from condiff_ref.recipes import LOADERS
+from condiff_ref.schedules import add_noise, draw_noise
+
+PER_CLASS, STEPS = 100, 20
+SCALES = (1.0, 1.5, 2.0)
+LEVELS = (0.0, 0.25, 0.5, 0.75)
+
+
+def generator_rows(model: Checkpoint) -> list[str]:
+    """Samples at several scales, in numbers; of a network that hides its label always, or never, at scale 0 or 1 alone.
+    The first row says what was measured."""
+    label = torch.arange(model.classes).repeat(PER_CLASS)
+    rows = ["| scale | accuracy | Fréchet distance (real) | recall (real) | diversity |", "|---|---|---|---|---|"]
+    for scale in {0.0: (1.0,), 1.0: (0.0,)}.get(model.recipe.drop, SCALES):
+        figures = evaluate(model.recipe.data, generate(model, label, Guidance(scale=scale), steps=STEPS), label)
+        fd, recall = (f"{figures[name]} ({figures[name + '_real'].value:.3f})" for name in ("fd", "recall"))
+        rows.append(f"| {scale:g} | {figures['accuracy']} | {fd} | {recall} | {figures['diversity']} |")
+    return [
+        f"Measured {date.today()}, n = {len(label):,}, {STEPS} Euler steps, seed 0; brackets: 95 % intervals.",
+        "",
+        *rows,
+    ]
+
+
+def classifier_rows(model: Checkpoint) -> list[str]:
+    """The share of held-out digits that it reads right at several t, on its own path. The first row says so."""
+    load = LOADERS[model.recipe.data]
+    x0, label = load("test")
+    x0, gen = model.affine.encode(x0), torch.Generator().manual_seed(0)
+    rows = ["| t | right on held-out digits |", "|---|---|"]
+    for level in LEVELS:
+        t = torch.full((len(x0),), level)
+        xt = add_noise(x0, draw_noise(x0, gen), t, model.schedule)
+        with torch.no_grad():
+            read = torch.cat([model.network(*part).argmax(1) for part in zip(xt.split(500), t.split(500), strict=True)])
+        rows.append(f"| {level:g} | {share((read == label).sum().item(), len(label))} |")
+    return [f"Measured {date.today()} on {len(label):,} digits; brackets: 95 % intervals.", "", *rows]
+
+
+def card(path: Path) -> str:
+    """The whole text."""
+    model = checkpoints.load(path)
+    recipe, trained = model.recipe, model.card
+    half = " --half" if path.stat().st_size < 3 * sum(p.numel() for p in model.network.parameters()) else ""
+    rows = generator_rows(model) if recipe.architecture == "UNet" else classifier_rows(model)
+    command = f"condiff train {recipe.name} --steps {trained['steps']}{half} --out data/checkpoints/{path.name}"
+    return "\n".join(
+        [
+            f"# {recipe.name}",
+            "",
+            f"{recipe.about[0].upper()}{recipe.about[1:]}.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| command | `{command}` |",
+            f"| seed, steps | {trained['seed']}, {trained['steps']:,} of {recipe.batch_size} images |",
+            f"| time | {trained['seconds']} s, {trained['precision']}, {trained['machine']} |",
+            f"| loss at the end | {trained['loss']:.4f} |",
+            f"| SHA-256 | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |",
+            "",
+            *rows,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    for path in parser.parse_args().checkpoints:
+        path.with_suffix(".md").write_text(card(path))
+        print(path.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()
