@@ -30,7 +30,7 @@ lab: $(STAMP) ## open the lessons in JupyterLab
 	@$(BIN)/python -m jupyterlab notebooks
 
 test: $(STAMP) ## run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-all: test ## all tests, and every check 20 times with fresh inputs, 15 minutes more
 	@CONDIFF_REPEATS=20 $(BIN)/python -m pytest --timeout=900 tests/test_kill_matrix.py
