@@ -14,12 +14,21 @@ from .shapes import Images, Labels, LogProb, Network, PerClass, PerExample, Time
 
 class NoisyClassifier(nn.Module):
     """The downward half of a U-Net, averaged over pixels. No batch normalisation: the guidance gradient of one example
-    must not depend on another."""
+    must not depend on another. `blind` to t, it goes with `clean_loss`; lesson 03 shows what becomes of guidance then.
+    """
 
     def __init__(
-        self, channels: int, classes: int, *, widths: Sequence[int] = (32, 64), patch: int = 1, emb_dim: int = 128
+        self,
+        channels: int,
+        classes: int,
+        *,
+        widths: Sequence[int] = (32, 64),
+        patch: int = 1,
+        emb_dim: int = 128,
+        blind: bool = False,
     ):
         super().__init__()
+        self.blind = blind
         self.channels, self.classes, self.patch, self.emb_dim = channels, classes, patch, emb_dim
         self.time_mlp = nn.Sequential(nn.Linear(emb_dim, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
@@ -33,6 +42,7 @@ class NoisyClassifier(nn.Module):
         """Logits (b, classes). Raises ValueError for another number of channels."""
         if xt.shape[1] != self.channels:
             raise ValueError(f"this classifier takes (b, {self.channels}, h, w), got {tuple(xt.shape)}")
+        t = torch.zeros_like(t) if self.blind else t
         emb = F.silu(self.time_mlp(time_embedding(t, self.emb_dim)))
         h = self.stem(F.pixel_unshuffle(xt, self.patch))
         for i, block in enumerate(self.blocks):
@@ -40,15 +50,6 @@ class NoisyClassifier(nn.Module):
             if i < len(self.downs):
                 h = self.downs[i](h)
         return self.head(F.silu(self.norm(h)).mean(dim=(2, 3)))
-
-
-class CleanClassifier(NoisyClassifier):
-    """The same network, blind to t and trained on clean pictures: what guidance must not be built on, and why, is
-    lesson 03."""
-
-    def forward(self, xt: Images, t: Time) -> PerClass:
-        """Logits (b, classes), whatever t is. Raises ValueError for another number of channels."""
-        return super().forward(xt, torch.zeros_like(t))
 
 
 def log_prob_of(classifier: Network, label: Labels | int) -> LogProb:
@@ -64,11 +65,13 @@ def log_prob_of(classifier: Network, label: Labels | int) -> LogProb:
 def classifier_loss(
     classifier: Network, x0: Images, label: Labels, schedule: Schedule, generator: Generator | None = None
 ) -> Tensor:
-    """Cross-entropy on noised pictures, t uniform in (0, 1), the same t given to the classifier; for a
-    `CleanClassifier` on the pictures as they are."""
+    """Cross-entropy on noised pictures, t uniform in (0, 1), the same t given to the classifier."""
     device = x0.device if generator is None else generator.device
     t = torch.rand(len(x0), generator=generator, device=device).to(x0)
-    if isinstance(classifier, CleanClassifier):
-        return F.cross_entropy(classifier(x0, t), label)
     xt = add_noise(x0, draw_noise(x0, generator), t, schedule)
     return F.cross_entropy(classifier(xt, t), label)
+
+
+def clean_loss(classifier: Network, x0: Images, label: Labels) -> Tensor:
+    """Cross-entropy on the pictures as they are, at t = 0."""
+    return F.cross_entropy(classifier(x0, torch.zeros(len(x0)).to(x0)), label)

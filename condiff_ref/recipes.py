@@ -9,15 +9,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import data, schedules
-from .classifier import CleanClassifier, NoisyClassifier, classifier_loss
+from .classifier import NoisyClassifier, classifier_loss, clean_loss
 from .judge import JudgeNet, judge_loss
 from .schedules import Schedule
 from .train import diffusion_loss, drop, logit_normal
 from .unet import UNet
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    cls.__name__: cls for cls in (UNet, NoisyClassifier, CleanClassifier, JudgeNet)
-}
+ARCHITECTURES: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (UNet, NoisyClassifier, JudgeNet)}
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     make.__name__: make for make in (schedules.cosine, schedules.linear_beta, schedules.flow)
 }
@@ -65,7 +63,9 @@ class Recipe:
         """One training loss (), on pictures that are encoded already."""
         if self.architecture == "JudgeNet":
             return judge_loss(network, x0, label, generator)
-        if self.architecture in ("NoisyClassifier", "CleanClassifier"):
+        if self.arguments.get("blind"):
+            return clean_loss(network, x0, label)
+        if self.architecture == "NoisyClassifier":
             return classifier_loss(network, x0, label, self.path(), generator)
         label = drop(label, network.null, self.drop, generator)
         draw_time = partial(logit_normal, mean=self.time_mean)
@@ -122,13 +122,13 @@ DIGITS_CLEAN = replace(
     DIGITS_CLASSIFIER,
     name="digits-clean-classifier",
     about="classifier of clean 8x8 digits, blind to noise, to compare with",
-    architecture="CleanClassifier",
+    arguments=DIGITS_CLASSIFIER.arguments | dict(blind=True),
 )
 MNIST_CLEAN = replace(
     MNIST_CLASSIFIER,
     name="mnist-clean-classifier",
     about="classifier of clean MNIST digits, blind to noise, to compare with",
-    architecture="CleanClassifier",
+    arguments=MNIST_CLASSIFIER.arguments | dict(blind=True),
 )
 DIGITS_NEVER = replace(DIGITS_UNET, name="digits-never", about="digits-unet, its label never hidden", drop=0.0)
 DIGITS_ALWAYS = replace(DIGITS_UNET, name="digits-always", about="digits-unet, its label always hidden", drop=1.0)

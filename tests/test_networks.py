@@ -8,7 +8,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 from torch.testing import assert_close
 
-from condiff_ref.classifier import CleanClassifier, NoisyClassifier, classifier_loss, log_prob_of
+from condiff_ref.classifier import NoisyClassifier, classifier_loss, clean_loss, log_prob_of
 from condiff_ref.layers import Attention, LabelEmbedding, ResBlock, time_embedding
 from condiff_ref.schedules import flow
 from condiff_ref.unet import UNet
@@ -215,16 +215,24 @@ def test_the_classifier_is_trained_on_the_time_it_is_given():
     assert (std / t - 1).abs().max() < 5 / math.sqrt(2 * 1600)  # five standard errors of a standard deviation
 
 
-def test_a_clean_classifier_is_blind_to_time_and_is_trained_on_the_pictures_as_they_are():
-    class Spy(CleanClassifier):
-        def forward(self, xt, t):
-            self.seen = xt
-            return super().forward(xt, t)
+def test_a_blind_classifier_does_not_see_the_time():
+    classifier, (xt, t, _) = awake(NoisyClassifier(2, 5, widths=(8, 12), emb_dim=16, blind=True)), batch()
+    assert_close(classifier(xt, t), classifier(xt, 1 - t), rtol=0, atol=0)
+    sees = awake(NoisyClassifier(2, 5, widths=(8, 12), emb_dim=16))
+    assert not torch.allclose(sees(xt, t), sees(xt, 1 - t))
 
-    classifier, (x0, t, label) = awake(Spy(2, 5, widths=(8, 12), emb_dim=16)), batch()
-    assert_close(classifier(x0, t), classifier(x0, 1 - t), rtol=0, atol=0)
-    classifier_loss(classifier, x0, label, flow(), torch.Generator().manual_seed(0))
-    assert classifier.seen is x0
+
+def test_the_clean_loss_is_of_the_pictures_as_they_are():
+    logits = torch.randn(3, 5)
+    x0, label = torch.randn(3, 2, 8, 8), torch.tensor([4, 0, 2])
+
+    def spy(xt, t):
+        assert xt is x0
+        assert (t == 0).all()
+        return logits
+
+    by_hand = -sum(math.log(logits[i].exp()[label[i]] / logits[i].exp().sum()) for i in range(3)) / 3
+    assert clean_loss(spy, x0, label).item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_classifier_refuses_another_number_of_channels():
