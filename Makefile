@@ -13,7 +13,7 @@ BUILD := $(TORCH) $(CURDIR)
 
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo lab test test-all lint lessons notebooks kill-matrix bench lock FORCE
+.PHONY: help setup demo lab test test-all lint lessons notebooks cards kill-matrix bench lock FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -45,12 +45,16 @@ lessons: $(STAMP) ## run the solutions of all lessons, quickly; with TIER=full a
 notebooks: $(STAMP) ## write notebooks and solutions from lessons/; ARGS=--execute runs the solutions that changed
 	@$(BIN)/python tools/build.py $(ARGS)
 
+cards: $(STAMP) ## measure the shipped checkpoints again and write their cards
+	@$(BIN)/python tools/card.py
+
 kill-matrix: $(STAMP) ## try every known mistake on its check, 20 times each: benchmarks/kill_matrix.md
 	@$(BIN)/python -m condiff_check.kill_matrix benchmarks/kill_matrix.md
 
-bench: $(STAMP) ## measure training and imports, about 6 minutes; needs MNIST, which it downloads
+bench: $(STAMP) ## measure training, guidance and imports, about 20 minutes; needs MNIST, which it downloads
 	@$(BIN)/python benchmarks/imports.py
 	@$(BIN)/python benchmarks/training.py
+	@$(BIN)/python benchmarks/guidance.py
 
 lock: ## pin what pyproject.toml newly asks for; delete a line of constraints.txt first to renew that pin
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \

@@ -1,4 +1,4 @@
-"""Measure shipped checkpoints, write the card beside each: python tools/card.py data/checkpoints/NAME.safetensors ...
+"""Measure the shipped checkpoints and write the card beside each: python tools/card.py [CHECKPOINT ...]
 
 Generators are sampled and judged as `condiff sample` and `condiff evaluate` do; classifiers read held-out digits, clean
 and noised.
@@ -84,8 +84,9 @@ def card(path: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoints", nargs="+", type=Path)
-    for path in parser.parse_args().checkpoints:
+    parser.add_argument("checkpoints", nargs="*", type=Path, help="all but the judge, if none is named")
+    every = [path for path in sorted(checkpoints.SHIPPED.glob("*.safetensors")) if not path.stem.endswith("judge")]
+    for path in parser.parse_args().checkpoints or every:
         path.with_suffix(".md").write_text(card(path))
         print(path.with_suffix(".md"))
 
