@@ -11,13 +11,12 @@
 
 # %% tags=["setup"]
 
-# %% tags=["skip-grading"]
+# %%
 from itertools import pairwise
 from time import monotonic
 
 from condiff_ref import data
 from condiff_ref.checkpoints import TableNetwork, load
-from condiff_ref.guidance import classifier_guidance
 from condiff_ref.judge import Judge
 from condiff_ref.layers import ResBlock, group_norm, time_embedding
 from condiff_ref.metrics import class_accuracy, diversity, energy_distance, frechet_distance
@@ -286,7 +285,9 @@ print(distances["no factor"] > max(ten), "; the right one is nearer:", distances
 #
 # **In the package** the same step acts on estimates of $x_0$: `classifier_guidance(denoiser, log_prob, scale, schedule)`.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "skip-grading"]
+from condiff_ref.guidance import classifier_guidance
+
 a, sigma = abar[300].sqrt(), (1 - abar[300]).sqrt()
 guided = classifier_guidance(world.denoiser(path), world.classifier(path, 0), 3.0, path)
 mine = guided_eps(*exact_parts(xt, t), t, 3.0, abar)  # of section 3: 500 points at t = 300
