@@ -32,9 +32,10 @@ CORE = {
     "dit": ("layers",),
     "text": ("layers",),
     "classifier": ("layers", "schedules"),
-    "autoencoder": ("layers",),
+    "autoencoder": ("layers", "schedules"),
     "files": (),
     "data": ("shapes",),
+    "scenes": ("data",),
     "train": ("predictions", "data", "files"),
 }
 # These put the others together: they may import the core and one another, without a circle.
