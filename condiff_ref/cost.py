@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from .dit import TIME_FEATURES, DiT
 from .unet import UNet
 
 
@@ -16,6 +17,16 @@ class Cost:
     @property
     def flops(self) -> int:
         return 2 * self.macs
+
+    @property
+    def score_mb(self) -> float:
+        """Megabytes of 10^6 bytes."""
+        return self.score_bytes / 10**6
+
+    @property
+    def score_mib(self) -> float:
+        """Mebibytes of 2^20 bytes: 4.9 % more than a megabyte each, so the number is smaller."""
+        return self.score_bytes / 2**20
 
     def __add__(self, other: "Cost") -> "Cost":
         """Both, one after the other: attention matrices are freed in between, so their larger one counts."""
@@ -50,6 +61,47 @@ def unet_cost(unet: UNet, height: int, width: int) -> Cost:
     return cost + Cost(0, table)
 
 
+def attention_cost(m: int, n: int, dim: int, heads: int = 1, bytes_per: int = 4) -> Cost:
+    """The core of attention, Q K^T and then its product with V: m queries, n keys, `dim` over all heads together.
+
+    2 m n dim multiply-adds, whatever the heads: each has dim / heads. But each has an (m, n) matrix of its own, of
+    `bytes_per` bytes per entry. Raises ValueError where heads do not divide dim.
+    """
+    if dim % heads:
+        raise ValueError(f"{heads} heads do not divide width {dim}")
+    return Cost(2 * m * n * dim, score_bytes=heads * m * n * bytes_per)
+
+
+def attention_layer_cost(
+    m: int, n: int, dim: int, heads: int = 1, bytes_per: int = 4, *, context_dim: int | None = None
+) -> Cost:
+    """The core and its projections, as in `layers.Attention`: queries and output m times, keys and values n times."""
+    ends = Cost(2 * m * dim**2, 2 * dim**2 + dim)  # of the four, the output alone has a bias
+    keys_and_values = Cost(2 * n * (context_dim or dim) * dim, 2 * (context_dim or dim) * dim)
+    return ends + keys_and_values + attention_cost(m, n, dim, heads, bytes_per)
+
+
+def dit_cost(dit: DiT, tokens: int = 0, bytes_per: int = 4) -> Cost:
+    """One evaluation of a DiT on one picture, with a context of so many `tokens` where it reads one.
+
+    Linear layers and attention only. A published size costs nothing to build for this `with torch.device("meta")`.
+    Raises ValueError where the network reads a context and `tokens` is 0, or the other way round.
+    """
+    if (dit.context_dim is None) != (tokens == 0):
+        raise ValueError(f"this network reads a context of width {dit.context_dim}, got {tokens} tokens")
+    dim, folded = dit.dim, dit.patch**2 * dit.channels
+    m = (dit.size // dit.patch) ** 2
+    block = attention_layer_cost(m, m, dim, dit.heads, bytes_per) + _linear(dim, 6 * dim)
+    block += _linear(dim, 4 * dim, m) + _linear(4 * dim, dim, m)
+    if dit.context_dim is not None:
+        block += attention_layer_cost(m, tokens, dim, dit.heads, bytes_per, context_dim=dit.context_dim)
+    cost = _linear(TIME_FEATURES, dim) + _linear(dim, dim) + _linear(folded, dim, m)
+    cost += _linear(dim, 2 * dim) + _linear(dim, folded, m)
+    cost = sum([block] * len(dit.blocks), cost)
+    table = 0 if dit.label_embedding is None else (dit.null + 1) * dim
+    return cost + Cost(0, table)
+
+
 def sampling_cost(evaluation: Cost, steps: int, passes: int = 2, order: int = 1) -> Cost:
     """A whole run of a sampler. `passes`: networks per denoiser (classifier-free guidance: 2). `order`: denoisers per
     step (Euler, DDIM, DDPM: 1; Heun: 2, and 1 in the step that ends at the data). The weights are counted once.
@@ -67,8 +119,8 @@ def _conv(side: int, channels: int, out_channels: int, area: int, bias: int | No
     return Cost(weights * area, weights + (out_channels if bias is None else bias))
 
 
-def _linear(dim: int, out_dim: int) -> Cost:
-    return Cost(dim * out_dim, dim * out_dim + out_dim)
+def _linear(dim: int, out_dim: int, times: int = 1) -> Cost:
+    return Cost(times * dim * out_dim, dim * out_dim + out_dim)
 
 
 def _norm(channels: int) -> Cost:

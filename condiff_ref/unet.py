@@ -70,18 +70,7 @@ class UNet(nn.Module):
 
         Raises ValueError, naming the shapes, for pictures that the widths cannot halve and labels out of range.
         """
-        self._check(xt, label)
-        emb = F.silu(self.embed(t, label))
-        h = self.stem(F.pixel_unshuffle(F.pad(xt, [self.padding] * 4), self.patch))
-        skips = []
-        for i, block in enumerate(self.down_blocks):
-            h = block(h, emb)
-            skips.append(h)
-            if i < len(self.downs):
-                h = self.downs[i](h)
-        h = self.middle(h, emb)
-        if self.attention is not None:
-            h = self.attention(h, context)
+        skips, h, emb = self.encode(xt, t, label=label, context=context)
         if residuals is not None:
             *to_skips, to_middle = residuals
             skips = [skip + residual for skip, residual in zip(skips, to_skips, strict=True)]
@@ -92,6 +81,38 @@ class UNet(nn.Module):
                 h = self.ups[i](h)
         out = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.patch)
         return F.pad(out, [-self.padding] * 4)
+
+    def encode(
+        self,
+        xt: Images,
+        t: Time,
+        *,
+        label: Labels | None = None,
+        context: Tensor | None = None,
+        added: Tensor | None = None,
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The downward half: one skip connection per width, the middle, and the embedding (b, emb_dim) that modulates.
+
+        `added` joins the output of the stem (b, widths[0], h, w): ControlNet's hint comes in there.
+        """
+        self._check(xt, label)
+        emb = F.silu(self.embed(t, label))
+        h = self.stem(self.fold(xt))
+        h = h if added is None else h + added
+        skips = []
+        for i, block in enumerate(self.down_blocks):
+            h = block(h, emb)
+            skips.append(h)
+            if i < len(self.downs):
+                h = self.downs[i](h)
+        h = self.middle(h, emb)
+        if self.attention is not None:
+            h = self.attention(h, context)
+        return skips, h, emb
+
+    def fold(self, images: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, patch^2 c, ., .): padding put around, then each patch folded into channels."""
+        return F.pixel_unshuffle(F.pad(images, [self.padding] * 4), self.patch)
 
     def embed(self, t: Time, label: Labels | None = None) -> Tensor:
         """(b,), (b,) -> (b, emb_dim)."""
