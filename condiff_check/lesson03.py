@@ -648,8 +648,9 @@ def _ce_noised(answer: Answer, g: Generator) -> None:
     a, sigma = _a_sigma(abar, first.t.clamp(1, 8), zero)
     share = (moved.x - first.x) / a
     if not close(share, torch.ones_like(share), rtol=1e-4):
+        worst = int((share - 1).abs().flatten(1).amax(1).argmax())
         raise Wrong(
-            f"x0 + 1 moves what the classifier saw with t = {int(first.t[0])} by {float(share[0, 0, 0]):.4g} "
+            f"x0 + 1 moves what the classifier saw with t = {int(first.t[worst])} by {float(share[worst, 0, 0]):.4g} "
             "sqrt(abar_t): is it noised to the t it is told?"
         )
     noise = first.x / sigma

@@ -69,7 +69,7 @@ def convert_scale(
 def cfg_forward(model: nn.Module, x: Tensor, t: Tensor, y: Tensor, null: int, s: float | Tensor) -> Tensor:
     """The guided prediction of model(x, t, y), asked once, about a batch of 2 B. s: one scale, or one per example (B,).
 
-    x (B, ...), t (B,), y (B,); the label `null` means none. The model is asked in the mode that it comes in. (B, ...).
+    x (B, ...), t (B,), y (B,); the label `null` means none. The model stays in its mode, train or eval. (B, ...).
     """
     labels = torch.cat([y, torch.full_like(y, null)])
     eps_c, eps_u = model(torch.cat([x, x]), torch.cat([t, t]), labels).chunk(2)
@@ -103,8 +103,8 @@ def cfg_gaussian_var(vc: float, vu: float, s: float, kind: str) -> float:
 def tilt_by_rejection(x: Tensor, p: Tensor, s: float, gen: Generator) -> Tensor:
     """From samples x (N, D) of p(x | y), keep some, so that those kept are distributed as p(x | y) p(y | x)^(s - 1).
 
-    p (N,) is p(y | x) at each of them, s >= 1. Each is kept or not by a coin of its own, drawn from gen, and as many as
-    these coins allow without looking at the other samples. (number kept, D).
+    p (N,) is p(y | x) at each of them, s >= 1. Each is kept or not by a coin of its own, drawn from gen, whose chance
+    depends on its own p and s alone, and is 1 where p = 1. (number kept, D).
     """
     u = torch.rand(len(x), generator=gen, dtype=p.dtype).to(p.device)
     return x[u < p ** (s - 1)]
@@ -630,6 +630,10 @@ def _forward_mode(answer: Answer, g: Generator) -> None:
     answer(model, *rest)
     if any(asked.training for asked in model.asked):
         raise Wrong("the model came in eval mode and was asked in train mode: its BatchNorm mixes both halves")
+    model = Said(rest[3]).train()
+    answer(model, *rest)
+    if not (model.training and all(asked.training for asked in model.asked)):
+        raise Wrong("the model came in train mode and was put into eval mode: the caller chooses the mode")
 
 
 def _forward_by_hand(answer: Answer, g: Generator) -> None:
@@ -713,7 +717,9 @@ def _forward_see(answer: Answer, g: Generator) -> object:
             out = out.clone() if isinstance(out, Tensor) else out
             sizes = sorted(len(asked.xt) for asked in model.asked)
             seen.append([out, sizes, [asked.training for asked in model.asked], y])
-    return seen
+    busy = Said(null).train()
+    _outcome(answer, busy, x, t, y, null, s)
+    return [*seen, busy.training]
 
 
 CFG_FORWARD = Exercise(
@@ -796,6 +802,12 @@ CFG_FORWARD = Exercise(
             "The model is put into train mode: BatchNorm mixes both halves, so that the prediction of each depends on "
             "the other, and dropout acts.",
             _forward_by(ready=lambda model: model.train()),
+        ),
+        Mistake(
+            "eval mode",
+            "The model is put into eval mode and left there: if this was called during training, the training goes on "
+            "without dropout, and nobody notices.",
+            _forward_by(ready=lambda model: model.eval()),
         ),
         Mistake(
             "two passes",

@@ -494,7 +494,8 @@ def _rescale_none(answer: Answer, g: Generator) -> None:
     got = _same_shape(_ask(answer, "rescale_cfg", guided, cond, 0.0), guided)
     if close(_spreads(got), _spreads(cond), rtol=1e-6):
         raise Wrong(
-            "phi = 0 brings the standard deviation all the way back, and must leave it: are the shares exchanged?"
+            "phi = 0 must return guided as it is; yours has the standard deviations of cond: are the shares exchanged, "
+            "or is cond where guided should stand?"
         )
     need(got, guided, "phi = 0 must return the guided prediction as it is")
 

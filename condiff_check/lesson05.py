@@ -36,7 +36,7 @@ def convert(
 
     Kinds: "eps", "x0", "score", "u" (the velocity da x0 + dsigma eps) and "v" (a eps - sigma x0). The path is
     x = a x0 + sigma eps; a, sigma and their rates da, dsigma in time are (B,). It need not preserve variance, and time
-    may run either way.
+    may run either way. At an end of the path, where a kind says nothing, the result may be inf or nan.
     """
     a, sigma, da, dsigma = (pad(rate, x) for rate in (a, sigma, da, dsigma))
     match src:
@@ -551,6 +551,17 @@ def _convert_cramer(
     return (r * (q * x - sigma * pred) + s * (a * pred - p * x)) / det
 
 
+def _convert_determinant(
+    pred: Tensor, src: str, dst: str, x: Tensor, a: Tensor, sigma: Tensor, da: Tensor, dsigma: Tensor
+) -> Tensor:
+    """Cramer's rule with a q + sigma p below the line."""
+    one, zero = torch.ones_like(a), torch.zeros_like(a)
+    lines = dict(eps=(zero, one), x0=(one, zero), score=(zero, -1 / sigma), u=(da, dsigma), v=(-sigma, a))
+    p, q = lines[src]
+    right = _convert_cramer(pred, src, dst, x, a, sigma, da, dsigma)
+    return right * pad((a * q - sigma * p) / (a * q + sigma * p), x)
+
+
 def _convert_solve(
     pred: Tensor, src: str, dst: str, x: Tensor, a: Tensor, sigma: Tensor, da: Tensor, dsigma: Tensor
 ) -> Tensor:
@@ -658,6 +669,28 @@ CONVERT = Exercise(
             "You take u for eps - x0, and eps for x + a u. That holds on the straight path only, where da = -1 and "
             "dsigma = 1.",
             _convert_by(dict(u=lambda p, x, a, s, da, ds: x + a * p), dict(u=lambda x0, eps, a, s, da, ds: eps - x0)),
+        ),
+        Mistake(
+            "u with the rates of the straight path",
+            "You take u for eps - x0 and leave da and dsigma aside. That is the velocity of the straight path only; in "
+            "general u = da x0 + dsigma eps.",
+            _convert_by(
+                dict(u=lambda p, x, a, s, da, ds: (a * p + x) / (a + s)),
+                dict(u=lambda x0, eps, a, s, da, ds: eps - x0),
+            ),
+        ),
+        Mistake(
+            "sign of v",
+            "v has the wrong sign, both ways: v = a eps - sigma x0.",
+            _convert_by(
+                dict(v=lambda p, x, a, s, da, ds: (s * x - a * p) / (a**2 + s**2)),
+                dict(v=lambda x0, eps, a, s, da, ds: s * x0 - a * eps),
+            ),
+        ),
+        Mistake(
+            "sign in the determinant",
+            "You divide by a q + sigma p. The determinant of the two equations is a q - sigma p.",
+            (_convert_determinant,),
         ),
         Mistake(
             "order of subtraction",
@@ -1509,6 +1542,14 @@ def _star_rows(v_c: Tensor, v_u: Tensor, scale: float, step: int, zero_steps: in
     return fit * v_u + scale * (v_c - fit * v_u)
 
 
+def _star_pixels(v_c: Tensor, v_u: Tensor, scale: float, step: int, zero_steps: int = 1) -> Tensor:
+    """One fit per pixel: the sums run over the channels."""
+    if step < zero_steps:
+        return torch.zeros_like(v_c)
+    fit = (v_c * v_u).sum(1, keepdim=True) / (v_u * v_u).sum(1, keepdim=True).clamp(min=1e-30)
+    return fit * v_u + scale * (v_c - fit * v_u)
+
+
 def _star_stable(v_c: Tensor, v_u: Tensor, scale: float, step: int, zero_steps: int = 1) -> Tensor:
     """With a small number below the fraction, as implementations have it."""
     axes = tuple(range(1, v_c.ndim))
@@ -1641,6 +1682,11 @@ ZERO_STAR = Exercise(
             "The sums run over the last axis alone, so that each row of an image gets a fit of its own: flatten(1) "
             "first.",
             (_star_rows,),
+        ),
+        Mistake(
+            "fit over axis 1",
+            "The sums run over axis 1 alone, so that each pixel gets a fit of its own: flatten(1) first.",
+            (_star_pixels,),
         ),
         Mistake(
             "0 / 0",
@@ -2231,7 +2277,8 @@ FLOW_TEST = test_exercise(
         ),
         Mistake(
             "the velocity only",
-            "Your test looks at the velocity only: x_t may be anything.",
+            "Your test never looks at x_t between the ends, 0 < t < 1, with a t of its own for each example: there x_t "
+            "may be anything.",
             (_only_velocity,),
         ),
         Mistake(

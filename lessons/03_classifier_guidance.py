@@ -7,7 +7,7 @@
 #
 # **You build** the loss of a classifier that knows noise, its gradient, both ways to put that gradient into a sampler, and the measurement that shows why an ordinary classifier will not do.
 #
-# Letters as in lesson 01: $x_t=a\,x_0+\sigma\,\epsilon$ with $a=\sqrt{\bar\alpha_t}$, $\sigma=\sqrt{1-\bar\alpha_t}$. New are the label $y$, the **guidance scale** $s$ (0: unconditional, 1: conditional; other texts call it $\omega$, $\gamma$ or $\lambda$), and $g=\nabla_{x_t}\log p(y\mid x_t)$, the classifier's gradient. The horizontal axis of several plots is the noise-to-signal ratio $\tilde\sigma=\sigma/a$.
+# Letters as in lesson 01: $x_t=a\,x_0+\sigma\,\epsilon$ with $a=\sqrt{\bar\alpha_t}$, $\sigma=\sqrt{1-\bar\alpha_t}$. New are the label $y$, the **guidance scale** $s$ (0: unconditional, 1: conditional; other texts call it $\omega$, $\gamma$ or $\lambda$), and $g=\nabla_{x_t}\log p(y\mid x_t)$, the classifier's gradient. How noisy a time is, the noise-to-signal ratio $\tilde\sigma=\sigma/a$ tells: 0 is clean, 1 is half and half.
 
 # %% tags=["setup"]
 
@@ -123,11 +123,11 @@ perfect = float(noisy_ce_loss(Oracle(), points, classes, abar, rng(2)))
 reveal(guess_loss, round(perfect, 2), close=0.1)
 
 # %% [markdown]
-# At high noise there is nothing left to read, and the honest answer is the prior. That is no failure: a gradient of *nothing* is just what guidance needs there.
+# At high noise there is nothing left to read, and the honest answer is the prior $p(y)$. That is no failure: the prior does not depend on $x_t$, its gradient is 0, and no push is just what guidance needs there.
 #
 # ## 3. Its gradient
 #
-# Each example needs the gradient of its own $\log p(y_i\mid x_i)$ with respect to its own $x_i$. One backward pass does all of them: in $\sum_j\log p(y_j\mid x_j)$ only the $i$-th term contains $x_i$, so the gradient of the **sum** is the stack of single gradients. (The *mean* would make guidance $B$ times weaker: a scale that depends on the batch size $B$. Issue #51 of guided-diffusion asks whether the sum mixes the examples up; its answer is this paragraph.)
+# Each example needs the gradient of its own $\log p(y_i\mid x_i)$ with respect to its own $x_i$. One backward pass does all of them: in $\sum_j\log p(y_j\mid x_j)$ only the $i$-th term contains $x_i$, so the gradient of the **sum** is the stack of single gradients. (The *mean* would make guidance $B$ times weaker: a scale that depends on the batch size $B$. Issue #51 of OpenAI's guided-diffusion asks whether the sum mixes the examples up; it does not, for this reason.)
 
 # %% exercise="03.3"
 
@@ -167,10 +167,10 @@ STEPS = 25 if SMOKE else 50
 def ddim(predict, x, steps=STEPS, table=abar):
     """From noise x to data; predict(x, t) is the (guided) noise prediction."""
     times = torch.linspace(len(table) - 1, 0, steps + 1).round().long()
-    for t, s in pairwise(times):
+    for t, u in pairwise(times):  # from t to the earlier u; s is the guidance scale here
         eps = predict(x, t.expand(len(x)))
         x0 = (x - (1 - table[t]).sqrt() * eps) / table[t].sqrt()
-        x = table[s].sqrt() * x0 + (1 - table[s]).sqrt() * eps
+        x = table[u].sqrt() * x0 + (1 - table[u]).sqrt() * eps
     return x
 
 
@@ -191,44 +191,36 @@ def exact_grad(x, t, y=0, world=world):
 guess_slide = ...  # "+1", "-1" or "neither"
 
 # %% tags=["nbval-check-output"]
-line, at_plus = line2(1.0, 0.25), torch.ones(1, dtype=torch.long)
-
-
-def line_step(formula):
-    def predict(x, t):
-        return formula(*exact_parts(x, t, 1, line), t)
-
-    return predict
-
-
+line = line2(1.0, 0.25)
 formulas = {
     "(2)  ": lambda eps, grad, t: guided_eps(eps, grad, t, 3.0, abar),
     "slide": lambda eps, grad, t: eps + 3.0 * grad,
 }
-one_point, one_table = torch.tensor([[0.3]]), torch.tensor([1.0, 0.5])
-score_u, score_c = (line.score(one_point, torch.ones(1), discrete(one_table), label=c) for c in (None, 1))
-eps_half, grad_half = -half * score_u, score_c - score_u
 ends = {}
 for name, formula in formulas.items():
-    ends[name] = float(ddim(line_step(formula), torch.tensor([[-0.5]]), steps=10))
-by_two = guided_eps(eps_half, grad_half, torch.ones(1, dtype=torch.long), 3.0, one_table)
-for name, eps in (("(2)  ", by_two), ("slide", eps_half + 3 * grad_half)):
-    x0_hat = float((one_point - half * eps) / half)
-    print(f"{name}: at x_t = 0.3, abar = 1/2: eps {float(eps):.6f}, x0 {x0_hat:.4f}; ten steps end at {ends[name]:.6f}")
-difference = -half * score_c - eps_half
-print(f"gradient / (eps_c - eps_u) = {float(grad_half / difference):.6f} = -1/sigma")
+    end = ddim(lambda x, t, f=formula: f(*exact_parts(x, t, 1, line), t), torch.tensor([[-0.5]]), steps=10)
+    ends[name] = float(end)
+    print(f"{name}: ten steps end at {ends[name]:.6f}")
 
 # %%
 end = ends["slide"]
 reveal(guess_slide, "+1" if abs(end - 1) < 1 else "-1" if abs(end + 1) < 1 else "neither")
 
 # %% [markdown]
+# A single prediction shows what happens: $x_t=0.3$ at $\bar\alpha_t=\tfrac12$, and the $x_0$ that each formula implies. The last line checks the constant of section 1.
+
+# %% tags=["nbval-check-output"]
+one_point, one_t, one_table = torch.tensor([[0.3]]), torch.tensor([1]), torch.tensor([1.0, 0.5])
+score_u, score_c = (line.score(one_point, one_t.double(), discrete(one_table), label=c) for c in (None, 1))
+eps_u, eps_c, grad = -half * score_u, -half * score_c, score_c - score_u
+for name, eps in (("(2)  ", guided_eps(eps_u, grad, one_t, 3.0, one_table)), ("slide", eps_u + 3 * grad)):
+    print(f"{name}: eps {float(eps):.6f}, x0 {float((one_point - half * eps) / half):.4f}")
+print(f"gradient / (eps_c - eps_u) = {float(grad / (eps_c - eps_u)):.6f} = -1/sigma")
+
+# %% [markdown]
 # The slide has the wrong sign, lacks the factor $\sigma$, and writes $x$ where the classifier must see $x_t$. Its own next slides still arrive at the right formula of lesson 04, because a second error (a positive constant in $\nabla\log p(y\mid x)\propto\epsilon_c-\epsilon_u$) cancels the first.
 #
-# Errors this large show at once. **The dangerous ones do not.** Five programs guide the archipelago towards class 0 at $s=1$, with the exact network and the exact classifier. One is right. The others: the root forgotten ($1-\bar\alpha_t$), the factor forgotten altogether, $\nabla p$ for $\nabla\log p$, and the sign. **Vote:** which cloud is right? The grey dots are true samples of class 0.
-
-# %%
-guess_right = ...  # "A" to "E"
+# Errors this large show at once. **The dangerous ones do not.** Five programs guide the archipelago towards class 0 at $s=1$, with the exact network and the exact classifier. One is right. The others: the root forgotten ($1-\bar\alpha_t$), the factor forgotten altogether, $\nabla p$ for $\nabla\log p$, and the sign. The letters are dealt at random.
 
 
 # %%
@@ -246,15 +238,16 @@ def guided_by(term, s=1.0):
 n = 600 if SMOKE else 2000
 start, truth = torch.randn(n, 2, generator=rng(6)), world.given(0).sample(n, rng(8))[0]
 programs = {
-    "the root forgotten": lambda g, sigma, p: sigma**2 * g,
-    "the gradient of p": lambda g, sigma, p: sigma * p * g,
-    "no factor": lambda g, sigma, p: g,
     "right": lambda g, sigma, p: sigma * g,
+    "the root forgotten": lambda g, sigma, p: sigma**2 * g,
+    "no factor": lambda g, sigma, p: g,
+    "the gradient of p": lambda g, sigma, p: sigma * p * g,
     "sign": lambda g, sigma, p: -sigma * g,
 }
-clouds = {name: ddim(guided_by(term), start) for name, term in programs.items()}
+names = [list(programs)[i] for i in torch.randperm(5, generator=rng(61))]
+clouds = {name: ddim(guided_by(programs[name]), start) for name in names}
 
-fig, axes = plt.subplots(1, 5, figsize=(13, 2.9), sharex=True, sharey=True)
+fig, axes = plt.subplots(1, 5, figsize=(13, 2.9), sharex=True, sharey=True, layout="constrained")
 for ax, letter, cloud in zip(axes, "ABCDE", clouds.values()):
     ax.scatter(*truth.T, s=2, color=COLOURS["noise"])
     ax.scatter(*cloud.T, s=2, color=COLOURS["guided"])
@@ -262,10 +255,13 @@ for ax, letter, cloud in zip(axes, "ABCDE", clouds.values()):
 plt.show()
 
 # %% [markdown]
-# *Orange: five programs; grey: the truth. B and E put points where class 0 has none, A a few. C and D both look right, and C looks even tidier.*
+# *Orange: five programs; grey, beneath: true samples of class 0.* **Vote:** which cloud is right? And which would pass if you had no grey dots?
 
 # %%
-reveal(guess_right, "D")
+guess_right = ...  # "A" to "E"
+
+# %%
+reveal(guess_right, "ABCDE"[names.index("right")])
 now = torch.zeros(n, dtype=torch.float64)
 distances = {}
 for letter, (name, cloud) in zip("ABCDE", clouds.items()):
@@ -281,7 +277,7 @@ print("without the factor, p(y | x) =", f"{p_bug:.2f}", "and yet further away th
 print(distances["no factor"] > max(ten), "; the right one is nearer:", distances["right"] < distances["no factor"])
 
 # %% [markdown]
-# Without $\sigma$ the classifier's term is $1/\sigma$ times too long: hardly at high noise, hugely at low noise, where it pushes each point deeper into its class. A classifier that reads the samples is *more* content than with real data, the picture is neat, and the distribution is wrong. Only the exact world (or a test, exercise 03.8) tells.
+# Without $\sigma$ the classifier's term is $1/\sigma$ times too long: hardly at high noise, hugely at low noise, where it pushes each point deeper into its class. A, B and E put points where class 0 has none. C puts hardly any there: a classifier that reads its samples is *more* content than with real data, and without the grey dots the cloud looks tidy. But it leaves a good part of the right island empty. With pictures there are no grey dots to compare with; only the exact world (or a test, exercise 03.8) tells.
 #
 # **In the package** the same step acts on estimates of $x_0$: `classifier_guidance(denoiser, log_prob, scale, schedule)`.
 
@@ -496,7 +492,7 @@ def describe_fields(time):
 slider(draw_fields, times, "t", describe_fields, start=4)
 
 # %% [markdown]
-# *Both fields in the same unit of length: on the left arrows that one can see, on the right arrows that leave the frame. At low noise ($t=46$) the two agree.*
+# *Both fields in the same unit of length: on the left arrows that one can see, on the right arrows that leave the frame. At low noise ($t=46$) the two look alike away from the data; upon the data the clean one is already too short (0.3).*
 #
 # ### Direction or length: the ablation
 #
@@ -767,13 +763,18 @@ for ax, key in zip(axes.flat, [("noise-aware", 1.0), ("noise-aware", 4.0), ("noi
 plt.show()
 
 # %% tags=["nbval-ignore-output", "skip-grading"]
+looks = {"noise-aware": ("conditional", "o"), "yours": ("data", "D"), "clean": ("guided", "x")}
+looks["clean, x0_hat"] = ("guided", "^")
 plt.figure(figsize=(5.6, 3.4))
 for (name, s), (right, varied) in told.items():
-    colour = COLOURS["guided"] if name.startswith("clean") else COLOURS["conditional"]
-    plt.errorbar(varied.value, right.value, color=colour, marker="x" if name.startswith("clean") else "o", capsize=2,
+    colour, marker = looks[name]
+    plt.errorbar(varied.value, right.value, color=COLOURS[colour], marker=marker, capsize=2,
                  xerr=[[varied.value - varied.low], [varied.high - varied.value]],
                  yerr=[[right.value - right.low], [right.high - right.value]])  # fmt: skip
-    plt.annotate(f"{name} {s:g}", (varied.value, right.value), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    plt.annotate(f"{s:g}", (varied.value, right.value), fontsize=7, xytext=(4, -10), textcoords="offset points")
+for name, (colour, marker) in looks.items():
+    plt.plot([], [], color=COLOURS[colour], marker=marker, ls="", label=name)
+plt.legend(fontsize=7, title="guided by (numbers: s)", title_fontsize=7, loc="lower left")
 plt.axvline(1, color=COLOURS["noise"], ls=":")
 plt.gca().set(xlabel="diversity within a class (real: 1)", ylabel="class accuracy", title="95 % intervals")
 plt.show()
@@ -787,7 +788,11 @@ plt.show()
 # |---|---|---|---|
 # | FID | 26.21 | **33.03** | 12.00 |
 #
-# At scale 1 their classifier gave the samples about 50 % probability, so they turned it up. (Their well-known corgis show scale 1.0 and 10.0; slides that label them 1 and 3 probably mixed them up with GLIDE's panda.) A classifier may also guide a network that is already conditional; then scale 1 means $p(x\mid y)\,p(y\mid x)$, in our letters $s=2$. Their best ImageNet models do that: at 256x256 FID 4.59 at scale 1 with 250 steps, 5.44 at scale 2.5 with 25 DDIM steps; 3.85 at 512x512 with upsampling; their figures sweep 0.0 to 5.5. Their code's scales for 128, 256 and 512 pixels are 0.5, 1 and 4: $s=1.5$, 2 and 5 in our letters. "Typical scales 5 to 15" is a habit of text-to-image models (Stable Diffusion: 7.5); for class-conditional ones the best FID is often found barely above 1 (lesson 04).
+# At scale 1 their classifier gave the samples about 50 % probability, so they turned it up. (Their well-known corgis show scale 1.0 and 10.0; slides that label them 1 and 3 probably mixed them up with GLIDE's panda.)
+#
+# A classifier may also guide a network that is already conditional; then their scale 1 aims at $p(x\mid y)\,p(y\mid x)$, which by (1) is $s=2$ in our letters. Their best ImageNet models do that: at 256x256 FID 4.59 at scale 1 with 250 steps, 5.44 at scale 2.5 with 25 DDIM steps; 3.85 at 512x512 with upsampling; their figures sweep 0.0 to 5.5. Their code's scales for 128, 256 and 512 pixels are 0.5, 1 and 4: $s=1.5$, 2 and 5 in our letters.
+#
+# "Typical scales 5 to 15" is a habit of text-to-image models (Stable Diffusion: 7.5); for class-conditional ones the best FID is often found barely above 1 (lesson 04).
 
 # %% [markdown]
 # ## 9. What it costs
@@ -832,7 +837,7 @@ reveal(guess_k, round(inputs_only / forward), close=0)
 #
 # ## 10. Write the test
 #
-# Section 4's cloud C had the wrong formula and looked right. Write the test that refuses it: a property that only the right `guide(eps, grad, t, s, abar)` has. Your test meets the right function and several wrong ones, without knowing which is which.
+# Section 4's cloud C came from a wrong formula, and a classifier read every point as asked. Write the test that refuses it: a property that only the right `guide(eps, grad, t, s, abar)` has. Your test meets the right function and several wrong ones, without knowing which is which.
 
 # %% exercise="03.8"
 
@@ -840,7 +845,7 @@ reveal(guess_k, round(inputs_only / forward), close=0)
 # ## 11. What to keep
 #
 # - $\nabla\log p(x_t\mid y)=\nabla\log p(x_t)+\nabla\log p(y\mid x_t)$: an identity, for the posterior of the *noised* pair.
-# - In noise units: *minus*, times $\sqrt{1-\bar\alpha_t}$. Without the factor everything looks fine and is wrong.
+# - In noise units: *minus*, times $\sqrt{1-\bar\alpha_t}$. Without the factor every sample is classified as asked, and the distribution is wrong.
 # - Cross-entropy on noised pictures learns that posterior. A clean classifier fails mainly by the *length* of its gradient, and its accuracy need not show it.
 # - $s=1$ is Bayes for exact parts; larger $s$ buys adherence with diversity, and makes up for some of what networks get wrong.
 # - Gradients of several classifiers may be added if the properties are conditionally independent given $x_t$.
@@ -861,7 +866,7 @@ reveal(guess_k, round(inputs_only / forward), close=0)
 # ### END SOLUTION
 # 4. You are to build text-to-image with classifier guidance. Which two models do you train, with which inputs and outputs?
 # ### BEGIN SOLUTION
-# *An unconditional diffusion model $(x_t,t)\mapsto\epsilon$, and a text-image matching model $(x_t,t,\text{text})\mapsto$ score, contrastive as CLIP but trained on pictures noised by the same schedule. The gradient of the score with respect to $x_t$ is the guidance. "No classifier exists for text" is wrong: GLIDE did just this.*
+# *An unconditional diffusion model $(x_t,t)\mapsto\epsilon$, and a text-image matching model $(x_t,t,\text{text})\mapsto$ score, contrastive as CLIP but trained on pictures noised by the same schedule. The gradient of the score with respect to $x_t$ is the guidance. "No classifier exists for text" is wrong: GLIDE guided with just such a model, a CLIP of noised pictures.*
 # ### END SOLUTION
 # 5. Why is the classifier hard to get, and which data must it see?
 # ### BEGIN SOLUTION

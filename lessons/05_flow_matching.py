@@ -60,13 +60,13 @@ def normal(n, seed):
 # %% exercise="05.1"
 
 # %% [markdown]
-# **What does the network learn?** Through one point $x$ pass many lines, each with its own velocity, and the network can give only one answer. Let $u(x)=\mathbb E[\epsilon-x_0\mid x_t=x]$ be their mean, the *marginal* velocity. As in lesson 01 the cross term vanishes (given $x_t$, $f-u$ is a constant and $u-(\epsilon-x_0)$ has mean 0), so for every $f$
+# **What does the network learn?** Through one point $x$ pass many lines, each with its own velocity, and the network can give only one answer. Let $u(x)=\mathbb E[\epsilon-x_0\mid x_t=x]$ be their mean, the *marginal* velocity. As in lesson 01 the cross term vanishes (given $x_t$, $f-u$ is a constant and $u-(\epsilon-x_0)$ has mean 0), so for every answer $f(x_t,t)$
 #
 # $$\mathbb E\|f-(\epsilon-x_0)\|^2=\underbrace{\mathbb E\|f-u\|^2}_{\text{what we want small}}+\underbrace{\mathbb E\,\mathrm{tr\,Cov}(\epsilon-x_0\mid x_t)}_{\text{does not depend on }f}.\tag{2}$$
 #
-# The minimiser is the marginal velocity, and the gap is constant. On the straight line $\epsilon-x_0=(x_t-x_0)/t$, so the gap is $\mathbb E\big[\mathrm{tr\,Cov}(x_0\mid x_t)/t^2\big]$.
+# (tr Cov is the sum of the coordinates' variances.) The minimiser is the marginal velocity, and the gap is constant. On the straight line $\epsilon-x_0=(x_t-x_0)/t$, so the gap is $\mathbb E\big[\mathrm{tr\,Cov}(x_0\mid x_t)/t^2\big]$.
 #
-# **Why is the mean velocity the right one to follow?** The lines that belong to one data point $z$ carry the density $p_t(x\mid z)$, which obeys the continuity equation, $\partial_t p_t(x\mid z)=-\nabla\!\cdot\!\big(p_t(x\mid z)\,u_t(x\mid z)\big)$: what leaves a place arrives next to it. Average over $z$: on the left stands $\partial_tp_t(x)$, on the right $-\nabla\!\cdot\int p(z)\,p_t(x\mid z)\,u_t(x\mid z)\,\mathrm dz=-\nabla\!\cdot\!\big(p_t(x)\,\mathbb E[u_t(x\mid z)\mid x]\big)$. So points that follow the *mean* velocity have, at every $t$, the density $p_t$.
+# **Why is the mean velocity the right one to follow?** The lines that belong to one data point $z$ carry the density $p_t(x\mid z)$, which obeys the continuity equation, $\partial_t p_t(x\mid z)=-\nabla\!\cdot\!\big(p_t(x\mid z)\,u_t(x\mid z)\big)$: what leaves a place arrives next to it ($\nabla\!\cdot$, the divergence, sums $\partial_i$ of the $i$-th entry: what flows out). Average over $z$: on the left stands $\partial_tp_t(x)$, on the right $-\nabla\!\cdot\int p(z)\,p_t(x\mid z)\,u_t(x\mid z)\,\mathrm dz=-\nabla\!\cdot\!\big(p_t(x)\,\mathbb E[u_t(x\mid z)\mid x]\big)$. So points that follow the *mean* velocity have, at every $t$, the density $p_t$.
 
 # %% [markdown]
 # **With a label** ("guided", says the lecture, and means: conditional) all of this holds for each $y$ by itself. What changes: $p_t(x\mid y)$, its score, its velocity, the network's arguments, and the loss. For one fixed $y$ draw $z\sim p_{\mathrm{data}}(z\mid y)$; for all at once draw pairs $(z,y)$ from the data,
@@ -122,7 +122,7 @@ print("u(x), which ignores the label, does worse:", mean_square(answers["u(x)"] 
 #
 # ## 2. Following the velocity
 #
-# To sample, draw noise and follow $\mathrm dx=u\,\mathrm dt$ from $t=1$ back to $t=0$. **Euler's** method goes straight ahead for a small step, $x\leftarrow x+(s-t)\,u(x,t)$. **Heun's** looks at the end of that step too and averages both slopes. It costs two evaluations per step; its last step is Euler's, because some fields (not this one) do not exist at the data end. (One step's error of the order of the step squared does not spoil the order 2 of the whole.)
+# To sample, draw noise and follow $\mathrm dx=u\,\mathrm dt$ from $t=1$ back to $t=0$. **Euler's** method goes straight ahead for a small step from $t$ to the next time $s$ (below $t$ here, so $s-t$ is negative), $x\leftarrow x+(s-t)\,u(x,t)$. **Heun's** looks at the end of that step too and averages both slopes. It costs two evaluations per step; its last step is Euler's, because some fields (not this one) do not exist at the data end.
 
 # %% exercise="05.4"
 
@@ -198,7 +198,7 @@ print(
 )
 
 # %% [markdown]
-# At $t=1$ a point $x$ is pure noise and says nothing about the data, so $u=x-\mathbb E[x_0\mid y]$ exactly. More steps, then, and how many? A solver's *order* is the power of the step size by which its error falls.
+# At $t=1$ a point $x$ is pure noise and says nothing about the data, so $u=x-\mathbb E[x_0\mid y]$ exactly. More steps, then, and how many? A solver's *order* is the power of the step size with which its error falls. (Heun's is 2, and one Euler step at the end, whose own error goes with the step squared, does not spoil that.)
 #
 # **Predict:** with half the step, Euler's error halves. By what factor does Heun's fall?
 
@@ -260,7 +260,7 @@ print("orders, rounded:", round(order(errors["Euler"])), round(order(errors["Heu
 # | v | $-\sigma$ | $a$ | $a^2+\sigma^2$ | nowhere |
 # | u | $\dot a$ | $\dot\sigma$ | $a\dot\sigma-\sigma\dot a$ (straight: 1) | nowhere, as long as $\sigma/a$ changes |
 #
-# Solve for $(x_0,\epsilon)$, put them into another row, and every kind becomes every other. Write it for any path, whichever way its time runs. (At the ends some conversions divide by 0, and no code can help that.)
+# Solve for $(x_0,\epsilon)$, put them into another row, and every kind becomes every other. Write it for any path, whichever way its time runs. (At the ends some conversions divide by 0. Let them return `inf` or `nan`, as plain division does; `torch.linalg.solve` raises there, and a cell below looks at that end.)
 
 # %% exercise="05.2"
 
@@ -798,7 +798,7 @@ for name, network in (("uniform", net), ("logit-normal", net_logit)):
 #
 # When this method came to the library diffusers (pull request 11205, 2025), one of its authors reported possible bugs in the draft and posted a corrected file. In the released code $v_u$ is scaled first, and the difference is formed after that. Here is what comes of the other order, with the difference $v_c-v_u$ formed *before* the scaling: $r\,v_u+w\,(v_c-v_u)$. (Whether this was the draft's error, we could not verify. It is one exchange of two lines away.)
 #
-# **Predict:** in the exact world at $w=5$, plain guidance leaves about 3 % on the crowded island (half would be right). What do CFG-Zero* and the version scaled too late leave: more, the same, or less?
+# **Predict:** in the exact world at $w=5$, plain guidance leaves about 4 % on the crowded island (half would be right). What do CFG-Zero* and the version scaled too late leave: more, the same, or less?
 
 # %%
 guess_star, guess_late = ..., ...
