@@ -116,6 +116,7 @@ MNIST_JUDGE = Recipe(
     steps=6000,
     seconds=None,
 )
+# The checkpoints that the course ships have cards with what they reach, in data/checkpoints.
 # What lessons 03 and 04 compare: a classifier that knows no noise, networks whose label is never or always hidden, and
 # a small one, for autoguidance.
 DIGITS_CLEAN = replace(

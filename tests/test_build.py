@@ -1,6 +1,8 @@
 """From the source of a lesson to its two notebooks: who sees what, and what is refused."""
 
+import base64
 import importlib.metadata
+import io
 import json
 import re
 import subprocess
@@ -10,9 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy
 import pytest
 import typer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from packaging.requirements import Requirement
+from PIL import Image
 from typer.testing import CliRunner
 
 import build as build_tool
@@ -488,3 +494,28 @@ def test_code_may_repeat_a_line_of_an_answer_only_where_the_author_says_so():
     code = '\n# %%\nroot = weights["x0"] ** 0.5\n'
     assert len(leaks(SOURCE + code)) == 1
     assert leaks(SOURCE + code.replace("# %%", '# %% tags=["shown"]')) == []
+
+
+def test_a_picture_with_a_palette_is_smaller_and_looks_the_same():
+    figure = Figure()
+    for at, colour in zip((0.2, 0.5, 0.8), ("#0072B2", "#E69F00", "#D55E00"), strict=True):
+        figure.subplots().scatter(*numpy.random.default_rng(0).normal(at, 0.1, (2, 500)), s=3, color=colour)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    before = base64.b64encode(file.getvalue()).decode()
+    after = build_tool.with_palette(before)
+    seen, drawn = (
+        numpy.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")).astype(float)
+        for picture in (after, before)
+    )
+    assert len(after) < len(before) / 2
+    assert (seen[(drawn == 255).all(axis=2)] == 255).all()
+    assert numpy.abs(seen - drawn).mean() < 0.5  # of 255
+    assert build_tool.with_palette(after) == after
+
+
+def test_what_is_transparent_in_a_picture_becomes_paper():
+    file = io.BytesIO()
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(file, "PNG")
+    after = build_tool.with_palette(base64.b64encode(file.getvalue()).decode())
+    assert Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB").getpixel((0, 0)) == (255, 255, 255)

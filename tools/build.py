@@ -6,7 +6,9 @@ python tools/build.py --check           write nothing; say what is out of step, 
 python tools/build.py lessons/01_*.py   these lessons only
 """
 
+import base64
 import copy
+import io
 import json
 import os
 import re
@@ -20,6 +22,7 @@ try:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     from nbformat import NotebookNode
+    from PIL import Image
 
     from lesson import Lesson, LessonError, build
 except ModuleNotFoundError as error:
@@ -29,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHORT = 12  # characters; shorter lines of an answer, like `return x0`, stand in any code
 IMPORTS = ("import ", "from ")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+PNG = "image/png"
 
 
 def main(
@@ -83,12 +87,27 @@ def _write(root: Path, stem: str, lesson: Lesson, execute: bool, everything: boo
     if execute and (everything or not_run(notebook)):
         solution.parent.mkdir(parents=True, exist_ok=True)
         notebook, problems = run(notebook, solution)
+    for output in (output for cell in _code(notebook) for output in cell.outputs):
+        if PNG in output.get("data", {}):
+            output.data[PNG] = with_palette(output.data[PNG])
     for file, content in ((student, lesson.student), (solution, notebook)):
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists() or file.read_text(encoding="utf-8") != text_of(content):
             file.write_text(text_of(content), encoding="utf-8", newline="\n")
             print(f"wrote {file.relative_to(root)}")
     return problems
+
+
+def with_palette(picture: str) -> str:
+    """A PNG in base64, its colours reduced to 256: a third of the size, and no difference to the eye. One that is that
+    already stays as it is."""
+    image = Image.open(io.BytesIO(base64.b64decode(picture)))
+    if image.mode == "P":
+        return picture
+    small = io.BytesIO()
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    on_white.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()
 
 
 def keep_outputs(old: NotebookNode, new: NotebookNode) -> None:
