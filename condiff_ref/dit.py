@@ -1,12 +1,10 @@
 """The diffusion transformer (Peebles & Xie 2023): patches are tokens; time and label scale, shift and gate them."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .layers import Attention, LabelEmbedding, time_embedding, zero_init
+from .layers import Attention, LabelEmbedding, position_embedding, time_embedding, zero_init
 from .shapes import Images, Labels, Time
 
 # Peebles & Xie 2023, table 1. DiT-XL/2 on 32 x 32 latents: DiT(4, 32, 2, **CONFIGS["XL"], classes=1000).
@@ -42,20 +40,6 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Images:
         )
     x = tokens.reshape(b, rows, columns, patch, patch, features // patch**2)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, rows * patch, columns * patch)
-
-
-def position_embedding(rows: int, columns: int, dim: int) -> Tensor:
-    """(rows columns, dim): sines and cosines of the column in the first half, of the row in the second, at dim / 4
-    frequencies from 1 down towards 1 / 10,000 (as published: fixed, and in this order).
-
-    Raises ValueError where 4 does not divide dim.
-    """
-    if dim % 4:
-        raise ValueError(f"two axes, each in sines and cosines, need a width that 4 divides, got {dim}")
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]
-    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

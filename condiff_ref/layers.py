@@ -22,6 +22,20 @@ def time_embedding(t: Time, dim: int, max_period: float = 10_000.0) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def position_embedding(rows: int, columns: int, dim: int) -> Tensor:
+    """(rows columns, dim): sines and cosines of the column in the first half, of the row in the second, at dim / 4
+    frequencies from 1 down towards 1 / 10,000 (fixed, and in this order, as published with Peebles & Xie 2023).
+
+    Raises ValueError where 4 does not divide dim.
+    """
+    if dim % 4:
+        raise ValueError(f"two axes, each in sines and cosines, need a width that 4 divides, got {dim}")
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [position.reshape(-1, 1) * frequencies for position in (column, row)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1).float()
+
+
 class LabelEmbedding(nn.Module):
     """A vector per class and one more, at index `null`, that stands for "no class given"."""
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Attention, LabelEmbedding, ResBlock, group_norm, time_embedding, zero_init
+from .layers import Attention, LabelEmbedding, ResBlock, group_norm, position_embedding, time_embedding, zero_init
 from .shapes import Images, Labels, Time
 
 
@@ -137,7 +137,8 @@ class UNet(nn.Module):
 
 
 class CrossAttention2d(nn.Module):
-    """Every pixel attends to the context; the result is added. Starts silent."""
+    """Every pixel attends to the context; the result is added. Starts silent. Pixels know where they are, or "top left"
+    would have nothing to bind to."""
 
     def __init__(self, channels: int, context_dim: int, heads: int = 4):
         super().__init__()
@@ -148,4 +149,5 @@ class CrossAttention2d(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """x (b, c, h, w), context (b, n, e) -> (b, c, h, w)."""
         pixels = self.norm(x).flatten(2).transpose(1, 2)
+        pixels = pixels + position_embedding(*x.shape[2:], x.shape[1]).to(pixels)
         return x + self.attention(pixels, context).transpose(1, 2).reshape(x.shape)

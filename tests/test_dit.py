@@ -10,7 +10,8 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from torch import nn
 from torch.testing import assert_close
 
-from condiff_ref.dit import CONFIGS, AdaLNZeroBlock, DiT, init_weights, patchify, position_embedding, unpatchify
+from condiff_ref.dit import CONFIGS, AdaLNZeroBlock, DiT, init_weights, patchify, unpatchify
+from condiff_ref.layers import position_embedding
 
 SIZES = dict(channels=3, size=8, patch=2, dim=24, depth=2, heads=4, classes=5)
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from condiff_ref.classifier import NoisyClassifier, classifier_loss, clean_loss, log_prob_of
 from condiff_ref.layers import Attention, LabelEmbedding, ResBlock, time_embedding
 from condiff_ref.schedules import flow
-from condiff_ref.unet import UNet
+from condiff_ref.unet import CrossAttention2d, UNet
 
 SIZES = {"channels": 2, "widths": (8, 12, 16), "classes": 5, "emb_dim": 16}
 
@@ -131,6 +131,19 @@ def test_residuals_of_zero_change_nothing_and_each_one_matters():
     for i in range(len(shapes)):
         one = [zero + (i == j) * torch.randn_like(zero) for j, zero in enumerate(zeros)]
         assert (unet(xt, t, label=label, residuals=one) - plain).abs().amax() > 1e-3
+
+
+def test_in_cross_attention_a_pixel_knows_its_place_and_nothing_of_other_pixels():
+    layer, context = awake(CrossAttention2d(8, 6)), torch.randn(1, 4, 6).double()
+    x = torch.ones(1, 8, 3, 5).double()
+    read = (layer(x, context) - x)[0].flatten(1)
+    assert torch.pdist(read.T).min() > 1e-4  # equal pixels read the words differently, each in its own way
+    layer.norm = nn.Identity()  # which sees the whole picture
+    x = torch.randn(1, 8, 3, 5).double()
+    moved = x.clone()
+    moved[0, :, 1, 2] += 1
+    changed = (layer(moved, context) - layer(x, context)).abs().amax(dim=1)[0] > 0
+    assert changed.nonzero().tolist() == [[1, 2]]
 
 
 def test_context_is_read_and_starts_silent():
