@@ -32,8 +32,8 @@ lab: $(STAMP) ## open the lessons in JupyterLab
 test: $(STAMP) ## run all tests
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-test-all: test ## all tests, and every check 20 times with fresh inputs, 15 minutes more
-	@CONDIFF_REPEATS=20 $(BIN)/python -m pytest --timeout=900 tests/test_kill_matrix.py
+test-all: test ## all tests, and every check 20 times with fresh inputs, 20 minutes more
+	@CONDIFF_REPEATS=20 $(BIN)/python -m pytest -n auto --dist worksteal --timeout=900 tests/test_kill_matrix.py
 
 lint: $(STAMP) ## check style and formatting
 	@$(BIN)/ruff check .

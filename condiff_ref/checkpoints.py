@@ -201,9 +201,15 @@ def resume_file(out: Path) -> Path:
 
 
 def find(path: str | Path) -> Path:
-    """The file itself, or the shipped checkpoint of that name."""
+    """The file itself, or the shipped checkpoint of that name. Raises CheckpointError, naming those there are, for a
+    bare name that is neither."""
     shipped = SHIPPED / f"{path}.safetensors"
-    return shipped if not Path(path).suffix and shipped.exists() else Path(path)
+    if Path(path).suffix or Path(path).exists():
+        return Path(path)
+    if not shipped.exists():
+        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
+        raise CheckpointError(f"there is no checkpoint {path}: the course ships {names}; of your own, name the file")
+    return shipped
 
 
 def machine() -> str:

@@ -119,3 +119,10 @@ def test_stored_in_sixteen_bits_a_checkpoint_is_half_as_large_and_loads_to_full_
     for name, weight in model.network.state_dict().items():
         assert loaded[name].dtype == torch.float32
         torch.testing.assert_close(loaded[name], weight, rtol=1e-3, atol=1e-6)
+
+
+def test_a_name_that_is_no_checkpoint_is_refused_with_those_there_are():
+    with pytest.raises(
+        CheckpointError, match="no checkpoint mnist-unett: the course ships digits-always, .*mnist-unet; "
+    ):
+        checkpoints.load("mnist-unett")
