@@ -44,7 +44,14 @@ class ControlNet(nn.Module):
         self.zero_out = nn.ModuleList(ZeroConv(width, width) for width in (*unet.widths, unet.widths[-1]))
 
     def forward(
-        self, xt: Images, t: Time, hint: Tensor, *, label: Labels | None = None, context: Tensor | None = None
+        self,
+        xt: Images,
+        t: Time,
+        hint: Tensor,
+        *,
+        label: Labels | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> list[Tensor]:
         """hint (b, hint_channels, h, w), as high and wide as xt -> one residual per width and one for the middle.
 
@@ -54,18 +61,18 @@ class ControlNet(nn.Module):
         if hint.shape != expected:
             raise ValueError(f"with xt {tuple(xt.shape)} the hint must be {expected}, got {tuple(hint.shape)}")
         added = self.zero_in(self.hint_encoder(self.copy.fold(hint)))
-        skips, middle, _ = self.copy.encode(xt, t, label=label, context=context, added=added)
+        skips, middle, _ = self.copy.encode(xt, t, label=label, context=context, mask=mask, added=added)
         return [zero(h) for zero, h in zip(self.zero_out, [*skips, middle], strict=True)]
 
 
 def controlled(unet: UNet, controlnet: ControlNet, hint: Tensor, strength: float = 1.0) -> Network:
-    """(xt, t, *, label, context) -> output of the U-Net with `strength` times the residuals. Strength 0 is the U-Net.
+    """(xt, t, *, label, context, mask) -> output of the U-Net with `strength` times the residuals; 0 is the U-Net.
 
     Hint (b, hint_channels, h, w), one for each example.
     """
 
-    def network(xt: Images, t: Time, *, label: Labels | None = None, context: Tensor | None = None) -> Images:
-        residuals = controlnet(xt, t, hint, label=label, context=context)
-        return unet(xt, t, label=label, context=context, residuals=[strength * residual for residual in residuals])
+    def network(xt: Images, t: Time, **conditions: Tensor | None) -> Images:
+        residuals = controlnet(xt, t, hint, **conditions)
+        return unet(xt, t, residuals=[strength * residual for residual in residuals], **conditions)
 
     return network

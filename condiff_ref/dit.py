@@ -65,13 +65,13 @@ class AdaLNZeroBlock(nn.Module):
         if self.cross_attention is not None:
             zero_init(self.cross_attention.to_out)
 
-    def forward(self, x: Tensor, c: Tensor, context: Tensor | None = None) -> Tensor:
-        """x (b, m, dim), c (b, dim), context (b, n, context_dim) -> (b, m, dim)."""
+    def forward(self, x: Tensor, c: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (b, m, dim), c (b, dim), context (b, n, e), mask (b, n) true where a token counts -> (b, m, dim)."""
         vectors = self.modulation(F.silu(c))[:, None].chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
         x = x + gate1 * self.attention(modulate(self.norm(x), shift1, scale1))
         if self.cross_attention is not None:
-            x = x + self.cross_attention(self.norm(x), context)
+            x = x + self.cross_attention(self.norm(x), context, mask)
         return x + gate2 * self.mlp(modulate(self.norm(x), shift2, scale2))
 
 
@@ -116,7 +116,15 @@ class DiT(nn.Module):
             raise ValueError("this network has no classes, hence no null label")
         return self.label_embedding.null
 
-    def forward(self, xt: Images, t: Time, *, label: Labels | None = None, context: Tensor | None = None) -> Images:
+    def forward(
+        self,
+        xt: Images,
+        t: Time,
+        *,
+        label: Labels | None = None,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Images:
         """Raw output of the network's kind, shaped as xt. No label means the null label, for every example.
 
         Raises ValueError, naming the shapes, for pictures of another size and labels out of range.
@@ -125,7 +133,7 @@ class DiT(nn.Module):
         c = self.embed(t, label)
         x = self.stem(patchify(xt, self.patch)) + self.positions
         for block in self.blocks:
-            x = block(x, c, context)
+            x = block(x, c, context, mask)
         shift, scale = self.modulation(F.silu(c))[:, None].chunk(2, dim=-1)
         return unpatchify(self.head(modulate(self.norm(x), shift, scale)), self.patch, self.size, self.size)
 

@@ -75,7 +75,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tokens) -> Context:
         """(b, n) -> (b, n, dim), zero at the pads, whose number changes no other vector. A network that attends to the
-        pads too finds nothing there, but may come to count on them: keep `length` as it was in training.
+        pads too finds nothing there, but may come to count on them: hand it the mask, or keep `length` as in training.
 
         Raises ValueError for more than `length` tokens, for a row of nothing but pads (the empty caption is the null
         token), and for ids beyond the vocabulary.

@@ -15,7 +15,7 @@ class UNet(nn.Module):
     """Resolution halves from each width to the next; conditions enter in four places, by name.
 
     label: an embedding added to that of time, and from there a scale and shift in every block.
-    context: cross-attention at the lowest resolution.
+    context, mask: cross-attention at the lowest resolution, to the tokens that the mask lets through.
     residuals: added to the skip connections and the middle (ControlNet), ordered as `forward` makes them.
     padding: pixels put around the picture and cut off again, so that 28 becomes 32, which halves more often.
     patch: pixels per side that are folded into channels first, so that the costly full resolution is never convolved.
@@ -64,13 +64,14 @@ class UNet(nn.Module):
         *,
         label: Labels | None = None,
         context: Tensor | None = None,
+        mask: Tensor | None = None,
         residuals: Sequence[Tensor] | None = None,
     ) -> Images:
         """Raw output of the network's kind, shaped as xt. No label means the null label, for every example.
 
         Raises ValueError, naming the shapes, for pictures that the widths cannot halve and labels out of range.
         """
-        skips, h, emb = self.encode(xt, t, label=label, context=context)
+        skips, h, emb = self.encode(xt, t, label=label, context=context, mask=mask)
         if residuals is not None:
             *to_skips, to_middle = residuals
             skips = [skip + residual for skip, residual in zip(skips, to_skips, strict=True)]
@@ -89,6 +90,7 @@ class UNet(nn.Module):
         *,
         label: Labels | None = None,
         context: Tensor | None = None,
+        mask: Tensor | None = None,
         added: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor, Tensor]:
         """The downward half: one skip connection per width, the middle, and the embedding (b, emb_dim) that modulates.
@@ -107,7 +109,7 @@ class UNet(nn.Module):
                 h = self.downs[i](h)
         h = self.middle(h, emb)
         if self.attention is not None:
-            h = self.attention(h, context)
+            h = self.attention(h, context, mask)
         return skips, h, emb
 
     def fold(self, images: Tensor) -> Tensor:
@@ -146,8 +148,8 @@ class CrossAttention2d(nn.Module):
         self.attention = Attention(channels, heads, context_dim)
         zero_init(self.attention.to_out)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """x (b, c, h, w), context (b, n, e) -> (b, c, h, w)."""
+    def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """x (b, c, h, w), context (b, n, e), mask (b, n) true where a token counts -> (b, c, h, w)."""
         pixels = self.norm(x).flatten(2).transpose(1, 2)
         pixels = pixels + position_embedding(*x.shape[2:], x.shape[1]).to(pixels)
-        return x + self.attention(pixels, context).transpose(1, 2).reshape(x.shape)
+        return x + self.attention(pixels, context, mask).transpose(1, 2).reshape(x.shape)

@@ -9,6 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from condiff_ref.classifier import NoisyClassifier, classifier_loss, clean_loss, log_prob_of
+from condiff_ref.controlnet import ControlNet, controlled
+from condiff_ref.dit import DiT
 from condiff_ref.layers import Attention, LabelEmbedding, ResBlock, time_embedding
 from condiff_ref.schedules import flow
 from condiff_ref.unet import CrossAttention2d, UNet
@@ -131,6 +133,18 @@ def test_residuals_of_zero_change_nothing_and_each_one_matters():
     for i in range(len(shapes)):
         one = [zero + (i == j) * torch.randn_like(zero) for j, zero in enumerate(zeros)]
         assert (unet(xt, t, label=label, residuals=one) - plain).abs().amax() > 1e-3
+
+
+def test_tokens_behind_the_mask_change_nothing():
+    xt, t, label = batch()
+    context, noise = torch.randn(3, 4, 6).double(), torch.randn(3, 2, 6).double()
+    padded, mask = torch.cat([context, noise], dim=1), torch.tensor([[True] * 4 + [False] * 2]).expand(3, -1)
+    unet, dit = awake(UNet(**SIZES, context_dim=6)), awake(DiT(2, 8, 2, 8, 2, 2, classes=5, context_dim=6))
+    guided = controlled(unet, awake(ControlNet(unet, 1)), torch.rand(3, 1, 8, 8).double())
+    for network in (unet, dit, guided):
+        expected = network(xt, t, label=label, context=context)
+        assert_close(network(xt, t, label=label, context=padded, mask=mask), expected)
+        assert not torch.allclose(network(xt, t, label=label, context=padded), expected)
 
 
 def test_in_cross_attention_a_pixel_knows_its_place_and_nothing_of_other_pixels():
