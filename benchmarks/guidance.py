@@ -7,6 +7,7 @@ Rows are kept in outputs/guidance.json as they come: a run that was cut off goes
 """
 
 import argparse
+import hashlib
 import json
 import time
 from datetime import date
@@ -60,19 +61,23 @@ def measure(model: str, settings: dict, scale: float, per_class: int) -> dict:
 
 
 def run(names: list[str], per_class: int) -> dict[str, dict[str, dict]]:
-    """method: {scale: row}, measured now or by an earlier run with as many samples."""
+    """method: {scale: row}, measured now or by an earlier run with as many samples of the same checkpoints."""
+    files = sorted(checkpoints.SHIPPED.glob("mnist-*.safetensors"))
+    shipped = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
     kept = json.loads(KEEP.read_text()) if KEEP.exists() else {}
     todo = [(name, scale) for name, (_, _, scales) in methods().items() if name in names for scale in scales]
     for name, scale in tqdm(todo, unit="row", disable=None):
         model, settings, _ = methods()[name]
-        key = f"{name}|{scale:g}|{per_class}"
+        key = f"{name}|{scale:g}|{per_class}|{shipped}"
         if key not in kept:
             kept[key] = measure(model, settings, scale, per_class)
             KEEP.parent.mkdir(exist_ok=True)
-            KEEP.write_text(json.dumps(kept))
+            partial = KEEP.with_suffix(".partial")
+            partial.write_text(json.dumps(kept))
+            partial.replace(KEEP)  # in one move: a kill leaves the old file or the new
     result: dict[str, dict[str, dict]] = {}
     for name, scale in todo:
-        result.setdefault(name, {})[f"{scale:g}"] = kept[f"{name}|{scale:g}|{per_class}"]
+        result.setdefault(name, {})[f"{scale:g}"] = kept[f"{name}|{scale:g}|{per_class}|{shipped}"]
     return result
 
 
