@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from awake import awake
 from condiff_ref.controlnet import ControlNet, ZeroConv, controlled
 from condiff_ref.unet import UNet
 
@@ -17,13 +18,6 @@ def _seeded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-def awake(network: nn.Module) -> nn.Module:
-    """Randomise all weights: layers that start at zero would hide what stands behind them."""
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return network.double().eval()
 
 
 def batch(n: int = 3, side: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

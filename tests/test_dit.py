@@ -10,6 +10,7 @@ from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DMod
 from torch import nn
 from torch.testing import assert_close
 
+from awake import awake
 from condiff_ref.dit import CONFIGS, AdaLNZeroBlock, DiT, init_weights, patchify, unpatchify
 from condiff_ref.layers import position_embedding
 
@@ -21,13 +22,6 @@ def _seeded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-def awake(network: nn.Module) -> nn.Module:
-    """Randomise all weights: layers that start at zero would hide what stands behind them."""
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return network.double().eval()
 
 
 def batch(n: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

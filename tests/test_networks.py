@@ -8,6 +8,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 from torch.testing import assert_close
 
+from awake import awake
 from condiff_ref.classifier import NoisyClassifier, classifier_loss, clean_loss, log_prob_of
 from condiff_ref.controlnet import ControlNet, controlled
 from condiff_ref.dit import DiT
@@ -23,13 +24,6 @@ def _seeded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-def awake(network: nn.Module) -> nn.Module:
-    """Randomise all weights: layers that start at zero would hide what stands behind them."""
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return network.double().eval()
 
 
 def batch(n: int = 3, side: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
