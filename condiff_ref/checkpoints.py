@@ -1,6 +1,7 @@
 """A trained network and all that it takes to use it again, as one safetensors file."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass
@@ -10,17 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import data
+from . import data, recipes
+from .autoencoder import LatentDiffusion
+from .controlnet import Controlled
 from .data import Affine, measure_affine
 from .denoisers import as_denoiser, clip_x0
 from .files import CheckpointError, read_safetensors, write_safetensors
 from .judge import certify
 from .predictions import solve
-from .recipes import Recipe
+from .recipes import SIDES, Recipe
 from .schedules import Schedule
 from .shapes import Denoiser, Images, Labels, pad
 from .train import fit, uses_bf16
 
+CHUNK = 1000  # pictures encoded at once
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 
 
@@ -39,39 +43,57 @@ class Checkpoint:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one picture."""
-        side = {"digits": 8, "mnist": 28}[self.recipe.data]
+        """(channels, height, width) of what the network works with: one picture, or one latent."""
+        side = SIDES[self.recipe.data]
+        if isinstance(self.network, LatentDiffusion):
+            return self.network.autoencoder.latent_shape(side, side)
         return 1, side, side
 
     @property
     def classes(self) -> int:
-        return self.recipe.arguments["classes"]
+        """How many. Raises ValueError for a network that knows captions, or nothing, but no classes."""
+        recipe = recipes.find(self.recipe.base) if isinstance(self.network, Controlled) else self.recipe
+        if "classes" not in recipe.arguments:
+            raise ValueError(f"{self.recipe.name} is {self.recipe.about}: it knows no classes")
+        return recipe.arguments["classes"]
 
     def to(self, device: str | torch.device) -> "Checkpoint":
         return dataclasses.replace(self, network=self.network.to(device))
 
-    def denoiser(self, label: Labels | None = None) -> Denoiser:
-        """The network as an estimate of x0 for these labels, one per example; without labels for none.
+    def denoiser(self, label: Tensor | None = None, **conditions: object) -> Denoiser:
+        """The network as an estimate of x0 for these labels (b,), or captions (b, n), one per example; without labels
+        for none. A ControlNet also needs `hint` (b, 1, h, w), and takes `strength`.
 
         Raises ValueError for a network that does not denoise, such as a classifier.
         """
         if not hasattr(self.network, "null"):
             raise ValueError(f"{self.recipe.name} is {self.recipe.about}: it cannot draw samples")
-        return as_denoiser(partial(self.raw, label=label), self.recipe.kind, self.schedule)
+        return as_denoiser(partial(self.raw, label=label, **conditions), self.recipe.kind, self.schedule)
 
     def clip(self, denoiser: Denoiser) -> Denoiser:
-        """Keep estimates of x0 within the range of pixels, which is [-1, 1] before scaling."""
+        """Keep estimates of x0 within the range of pixels, which is [-1, 1] before scaling. Latents have no range."""
+        if isinstance(self.network, LatentDiffusion):
+            return denoiser
         black, white = self.affine.encode(torch.tensor([-1.0, 1.0])).tolist()
         return clip_x0(denoiser, black, white)
 
+    @torch.no_grad()
+    def encode(self, pixels: Images) -> Tensor:
+        """Pixels in [-1, 1] to what the network works with."""
+        if not isinstance(self.network, LatentDiffusion):
+            return self.affine.encode(pixels)
+        return torch.cat([self.network.autoencoder.encode(part) for part in pixels.split(CHUNK)])
+
+    @torch.no_grad()
     def decode(self, x0: Tensor) -> Images:
         """What the network works with, to pixels in [-1, 1]."""
-        return self.affine.decode(x0).clamp(-1, 1)
+        latent = isinstance(self.network, LatentDiffusion)
+        return (self.network.autoencoder.decode(x0) if latent else self.affine.decode(x0)).clamp(-1, 1)
 
-    def raw(self, xt: Tensor, t: Tensor, label: Labels | None) -> Tensor:
+    def raw(self, xt: Tensor, t: Tensor, label: Tensor | None, **conditions: object) -> Tensor:
         """The network's own output, of the recipe's kind."""
         with torch.autocast(xt.device.type, torch.bfloat16, enabled=uses_bf16("auto", xt.device)):
-            return self.network(xt, t, label=label).to(xt.dtype)
+            return self.network(xt, t, label=label, **conditions).to(xt.dtype)
 
 
 class TableNetwork(nn.Module):
@@ -102,7 +124,7 @@ class TableNetwork(nn.Module):
 
     def encode(self, pixels: Images) -> Tensor:
         """Pixels in [-1, 1] to what the network works with."""
-        return self.model.affine.encode(pixels)
+        return self.model.encode(pixels)
 
     def decode(self, x0: Tensor) -> Images:
         """And back."""
@@ -135,12 +157,15 @@ def train_recipe(
     if steps is None and seconds is None:
         steps, seconds = recipe.steps, recipe.seconds
     images, labels = recipe.load_data(root)
-    is_judge = recipe.architecture == "JudgeNet"
-    affine = Affine(0.0, 1.0) if is_judge else measure_affine(images)  # a judge reads pixels as they are
+    base = _base(recipe)
+    network = recipe.build(seed, base and base.network)
+    recipe.prepare(network, labels, seed)
+    affine = base.affine if base else Affine(0.0, 1.0) if recipe.reads_pixels else measure_affine(images)
+    untrained = Checkpoint(network, recipe, affine, {})
     result = fit(
-        recipe.build(seed),
+        network,
         recipe.loss,
-        affine.encode(images),
+        recipe.with_hints(untrained.encode(images), images),
         labels,
         steps=steps,
         seconds=seconds,
@@ -163,8 +188,12 @@ def train_recipe(
         machine=machine(),
         condiff=importlib.metadata.version("condiff"),
     )
-    if is_judge:
+    if recipe.architecture == "JudgeNet":
         card |= certify(result.network.cpu(), *data.mnist("train", root))
+    if recipe.architecture == "Autoencoder":
+        result.network.measure_scale(images.to(device))
+    if base:
+        card["base"] = fingerprint(recipe.base)
     checkpoint = Checkpoint(result.network, recipe, affine, card)
     save(out, checkpoint, half=half)
     resume_file(out).unlink(missing_ok=True)  # only now: a kill before this line loses nothing
@@ -174,7 +203,8 @@ def train_recipe(
 def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> None:
     """Write the weights, in 16 bits if `half`, with recipe, scaling and card in the header."""
     about = dict(recipe=asdict(checkpoint.recipe), affine=asdict(checkpoint.affine), card=checkpoint.card)
-    weights = checkpoint.network.state_dict()
+    frozen = f"{checkpoint.network.frozen}." if checkpoint.recipe.base else None  # in a file of its own
+    weights = {k: w for k, w in checkpoint.network.state_dict().items() if not (frozen and k.startswith(frozen))}
     write_safetensors(path, {name: w.half() if half else w for name, w in weights.items()}, about)
 
 
@@ -187,12 +217,27 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     tensors, about = read_safetensors(path)
     try:
         recipe = Recipe(**about["recipe"])
-        network = recipe.build()
-        network.load_state_dict(tensors)
+        base = _base(recipe)
+        if base and fingerprint(recipe.base) != about["card"]["base"]:
+            raise CheckpointError(f"{path} was trained on another {recipe.base} than the one there is: train it again")
+        network = recipe.build(base=base and base.network)
+        missing, surplus = network.load_state_dict(tensors, strict=False)
+        if surplus or not all(recipe.base and name.startswith(f"{network.frozen}.") for name in missing):
+            raise KeyError(f"weights {[*missing, *surplus][:3]} ...")
         affine = Affine(**about["affine"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this version of the course ({error}): train it again") from error
     return Checkpoint(network.eval().requires_grad_(False), recipe, affine, about["card"]).to(device)
+
+
+def fingerprint(name: str) -> str:
+    """SHA-256 of a shipped checkpoint: what was trained on it works with no other."""
+    return hashlib.sha256(find(name).read_bytes()).hexdigest()
+
+
+def _base(recipe: Recipe) -> Checkpoint | None:
+    """What the recipe's network is built on, if on anything."""
+    return load(recipe.base) if recipe.base else None
 
 
 def resume_file(out: Path) -> Path:

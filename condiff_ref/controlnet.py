@@ -76,3 +76,24 @@ def controlled(unet: UNet, controlnet: ControlNet, hint: Tensor, strength: float
         return unet(xt, t, residuals=[strength * residual for residual in residuals], **conditions)
 
     return network
+
+
+class Controlled(nn.Module):
+    """A frozen U-Net and its ControlNet as one network."""
+
+    frozen = "unet"
+
+    def __init__(self, unet: UNet, controlnet: ControlNet):
+        super().__init__()
+        self.unet, self.controlnet = unet.requires_grad_(False), controlnet
+
+    @property
+    def null(self) -> int:
+        """The label that stands for no class."""
+        return self.unet.null
+
+    def forward(
+        self, xt: Images, t: Time, *, hint: Tensor, strength: float = 1.0, **conditions: Tensor | None
+    ) -> Images:
+        """As `controlled`."""
+        return controlled(self.unet, self.controlnet, hint, strength)(xt, t, **conditions)

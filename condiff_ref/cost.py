@@ -85,8 +85,11 @@ def dit_cost(dit: DiT, tokens: int = 0, bytes_per: int = 4) -> Cost:
     """One evaluation of a DiT on one picture, with a context of so many `tokens` where it reads one.
 
     Linear layers and attention only. A published size costs nothing to build for this `with torch.device("meta")`.
-    Raises ValueError where the network reads a context and `tokens` is 0, or the other way round.
+    Raises ValueError where the network reads a context and `tokens` is 0, or the other way round, and for another
+    conditioning than adaLN-Zero.
     """
+    if dit.conditioning != "adaLN-Zero":
+        raise ValueError(f"only adaLN-Zero is counted here, not {dit.conditioning!r}")
     if (dit.context_dim is None) != (tokens == 0):
         raise ValueError(f"this network reads a context of width {dit.context_dim}, got {tokens} tokens")
     dim, folded = dit.dim, dit.patch**2 * dit.channels

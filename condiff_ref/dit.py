@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .layers import Attention, LabelEmbedding, position_embedding, time_embedding, zero_init
+from .dit_blocks import AdaLNBlock, AdaLNZeroBlock, CrossAttentionBlock, InContextBlock, layer_norm, modulate
+from .layers import LabelEmbedding, position_embedding, time_embedding, zero_init
 from .shapes import Images, Labels, Time
 
 # Peebles & Xie 2023, table 1. DiT-XL/2 on 32 x 32 latents: DiT(4, 32, 2, **CONFIGS["XL"], classes=1000).
@@ -15,6 +16,12 @@ CONFIGS = {
     "XL": dict(dim=1152, depth=28, heads=16),
 }
 TIME_FEATURES = 256
+BLOCKS = {
+    "adaLN-Zero": AdaLNZeroBlock,
+    "adaLN": AdaLNBlock,
+    "cross-attention": CrossAttentionBlock,
+    "in-context": InContextBlock,
+}
 
 
 def patchify(x: Images, patch: int) -> Tensor:
@@ -42,44 +49,13 @@ def unpatchify(tokens: Tensor, patch: int, height: int, width: int) -> Images:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, -1, rows * patch, columns * patch)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift: zeros change nothing. x (b, m, dim), shift and scale (b, 1, dim) -> (b, m, dim)."""
-    return x * (1 + scale) + shift
-
-
-class AdaLNZeroBlock(nn.Module):
-    """x + gate attention(modulate(norm(x))), then the same with an MLP (Peebles & Xie 2023, section 3.2, adaLN-Zero).
-
-    Both shifts, scales and gates are one linear map of c that starts at zero. The gate makes the fresh block the
-    identity; zero shift and scale alone would leave attention and MLP of norm(x) in it. With `context_dim`,
-    cross-attention to the context in between, silent at first (Chen et al. 2023, PixArt-alpha, section 2.3).
-    """
-
-    def __init__(self, dim: int, heads: int, context_dim: int | None = None):
-        super().__init__()
-        self.norm = layer_norm(dim)
-        self.attention = Attention(dim, heads)
-        self.cross_attention = Attention(dim, heads, context_dim) if context_dim else None
-        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
-        self.modulation = zero_init(nn.Linear(dim, 6 * dim))
-        if self.cross_attention is not None:
-            zero_init(self.cross_attention.to_out)
-
-    def forward(self, x: Tensor, c: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x (b, m, dim), c (b, dim), context (b, n, e), mask (b, n) true where a token counts -> (b, m, dim)."""
-        vectors = self.modulation(F.silu(c))[:, None].chunk(6, dim=-1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = vectors
-        x = x + gate1 * self.attention(modulate(self.norm(x), shift1, scale1))
-        if self.cross_attention is not None:
-            x = x + self.cross_attention(self.norm(x), context, mask)
-        return x + gate2 * self.mlp(modulate(self.norm(x), shift2, scale2))
-
-
 class DiT(nn.Module):
-    """Patches of (channels, size, size) pictures through `depth` blocks, all modulated by time plus label.
+    """Patches of (channels, size, size) pictures through `depth` blocks, all modulated by time plus label; or told of
+    the two in another of the four published ways, by `conditioning`, to compare.
 
     As published, but for two things: queries, keys and values have no bias, and no variance is predicted, so the output
-    has as many channels as the input.
+    has as many channels as the input. Raises ValueError for a size that patches do not tile, a conditioning that does
+    not exist, and one other than adaLN-Zero with `context_dim`.
     """
 
     def __init__(
@@ -92,10 +68,15 @@ class DiT(nn.Module):
         heads: int,
         classes: int | None = None,
         context_dim: int | None = None,
+        *,
+        conditioning: str = "adaLN-Zero",
     ):
         super().__init__()
         if size % patch:
             raise ValueError(f"patches of {patch} do not tile a side of {size}")
+        if conditioning not in BLOCKS or (context_dim and conditioning != "adaLN-Zero"):
+            beside = " that takes a context" if context_dim else ""
+            raise ValueError(f"no conditioning {conditioning!r}{beside}: choose one of {', '.join(BLOCKS)}")
         self.channels, self.size, self.patch = channels, size, patch
         self.dim, self.heads, self.context_dim = dim, heads, context_dim
         self.time_mlp = nn.Sequential(nn.Linear(TIME_FEATURES, dim), nn.SiLU(), nn.Linear(dim, dim))
@@ -103,9 +84,12 @@ class DiT(nn.Module):
         self.stem = nn.Linear(patch**2 * channels, dim)
         positions = position_embedding(size // patch, size // patch, dim)
         self.register_buffer("positions", positions, persistent=False)  # fixed: neither trained nor saved
-        self.blocks = nn.ModuleList(AdaLNZeroBlock(dim, heads, context_dim) for _ in range(depth))
+        self.conditioning = conditioning
+        self.modulated = conditioning in ("adaLN-Zero", "adaLN")
+        block, told = BLOCKS[conditioning], [context_dim] if context_dim else []
+        self.blocks = nn.ModuleList(block(dim, heads, *told) for _ in range(depth))
         self.norm = layer_norm(dim)
-        self.modulation = nn.Linear(dim, 2 * dim)
+        self.modulation = nn.Linear(dim, 2 * dim) if self.modulated else None
         self.head = nn.Linear(dim, patch**2 * channels)
         init_weights(self)
 
@@ -130,20 +114,36 @@ class DiT(nn.Module):
         Raises ValueError, naming the shapes, for pictures of another size and labels out of range.
         """
         self._check(xt, label)
-        c = self.embed(t, label)
+        conditions = self.embed(t, label)
         x = self.stem(patchify(xt, self.patch)) + self.positions
+        if self.conditioning == "in-context":
+            x = torch.cat([conditions, x], dim=1)
         for block in self.blocks:
-            x = block(x, c, context, mask)
-        shift, scale = self.modulation(F.silu(c))[:, None].chunk(2, dim=-1)
-        return unpatchify(self.head(modulate(self.norm(x), shift, scale)), self.patch, self.size, self.size)
+            x = block(x, *self._told(conditions, context, mask))
+        x = self.norm(x[:, -len(self.positions) :])  # all tokens but those in context
+        if self.modulated:
+            shift, scale = self.modulation(F.silu(conditions.sum(1)))[:, None].chunk(2, dim=-1)
+            x = modulate(x, shift, scale)
+        return unpatchify(self.head(x), self.patch, self.size, self.size)
 
     def embed(self, t: Time, label: Labels | None = None) -> Tensor:
-        """(b,), (b,) -> (b, dim)."""
-        c = self.time_mlp(time_embedding(t, TIME_FEATURES))
+        """A vector of time and, with classes, one of the label: (b,), (b,) -> (b, 2, dim), else (b, 1, dim)."""
+        time = self.time_mlp(time_embedding(t, TIME_FEATURES))
         if self.label_embedding is None:
-            return c
+            return time[:, None]
         label = torch.full(t.shape, self.null, device=t.device) if label is None else label
-        return c + self.label_embedding(label)
+        return torch.stack([time, self.label_embedding(label)], dim=1)
+
+    def _told(self, conditions: Tensor, context: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, ...]:
+        """What a block takes beside x."""
+        match self.conditioning:
+            case "adaLN-Zero":
+                return conditions.sum(1), context, mask
+            case "adaLN":
+                return (conditions.sum(1),)
+            case "cross-attention":
+                return (conditions,)
+        return ()
 
     def _check(self, xt: Tensor, label: Tensor | None) -> None:
         if xt.shape[1:] != (self.channels, self.size, self.size):
@@ -156,8 +156,9 @@ class DiT(nn.Module):
 
 
 def init_weights(dit: DiT, generator: Generator | None = None) -> None:
-    """Xavier for linear layers with biases 0, N(0, 0.02^2) for the embeddings of time and label; then zeros, last: what
-    modulates, what the context adds, and the head (Peebles & Xie 2023, section 3.2 and the authors' code)."""
+    """Xavier for linear layers with biases 0, N(0, 0.02^2) for the embeddings of time and label; then zeros, last: the
+    head, what modulates in adaLN-Zero, and what a context adds (Peebles & Xie 2023, section 3.2 and the authors' code).
+    """
     for module in dit.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -166,11 +167,8 @@ def init_weights(dit: DiT, generator: Generator | None = None) -> None:
     tables = [] if dit.label_embedding is None else [dit.label_embedding.table]
     for layer in (dit.time_mlp[0], dit.time_mlp[2], *tables):
         nn.init.normal_(layer.weight, std=0.02, generator=generator)
-    crossings = [block.cross_attention.to_out for block in dit.blocks if block.cross_attention is not None]
-    for layer in (*(block.modulation for block in dit.blocks), *crossings, dit.modulation, dit.head):
+    zero = dit.conditioning == "adaLN-Zero"
+    crossings = [block.cross_attention.to_out for block in dit.blocks] if dit.context_dim else []
+    modulations = [block.modulation for block in dit.blocks] + [dit.modulation] if zero else []
+    for layer in (*modulations, *crossings, dit.head):
         zero_init(layer)
-
-
-def layer_norm(dim: int) -> nn.LayerNorm:
-    """Over the width of each token, without weights of its own: shift and scale come from the condition."""
-    return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)

@@ -4,10 +4,12 @@ import re
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from .layers import Attention
+from .layers import Attention, zero_init
+from .shapes import Images, Time
 
 Tokens = Int[Tensor, "b n"]  # token ids
 Mask = Bool[Tensor, "b n"]  # true where a token counts
@@ -111,6 +113,78 @@ class TextBlock(nn.Module):
         """(b, n, dim), (b, n) -> (b, n, dim)."""
         x = x + self.attention(self.norm1(x), mask=mask)
         return x + self.mlp(self.norm2(x))
+
+
+class TextToImage(nn.Module):
+    """A text encoder and a network that attends to what it says; a caption, as token ids, is the label."""
+
+    def __init__(self, text: TextEncoder, unet: nn.Module):
+        super().__init__()
+        self.text, self.unet = text, unet
+        null = torch.full((text.length,), Vocabulary.pad)
+        null[0] = Vocabulary.null
+        self.register_buffer("null", null, persistent=False)  # the empty caption, (n,)
+
+    def forward(self, xt: Images, t: Time, *, label: Tokens | None = None) -> Images:
+        """Raw output of the network's kind, shaped as xt. No label means the empty caption, for every example.
+
+        Raises ValueError, naming the shapes, where there is not one caption for each picture.
+        """
+        context, mask = self._read(label, len(xt))
+        return self.unet(xt, t, context=context, mask=mask)
+
+    @torch.no_grad()
+    def weights(self, xt: Images, t: Time, label: Tokens | None = None) -> Float[Tensor, "b heads m n"]:
+        """Which words each of the m pixels of the U-Net's lowest resolution attends to, row by row."""
+        context, mask = self._read(label, len(xt))
+        seen = []
+        handle = self.unet.attention.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+        try:
+            self.unet(xt, t, context=context, mask=mask)
+        finally:
+            handle.remove()
+        return self.unet.attention.weights(seen[0], context, mask)
+
+    def _read(self, label: Tokens | None, n: int) -> tuple[Context, Mask]:
+        ids = self.null.expand(n, -1) if label is None else label
+        if len(ids) != n:
+            raise ValueError(f"{n} pictures need {n} captions, got token ids of shape {tuple(ids.shape)}")
+        return self.text(ids), ids != Vocabulary.pad
+
+
+def bind(
+    text: TextEncoder,
+    ids: Tokens,
+    subjects: Int[Tensor, " k"],
+    offsets: Sequence[int],
+    steps: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    lr: float = 3e-3,
+) -> float:
+    """Teach an encoder that words belong together, on the captions `ids`: from the vector of each token that is one of
+    `subjects`, a linear map must tell the tokens at these offsets from it. Returns the loss of the last step.
+
+    Adam, with a learning rate that falls linearly to 0. Raises ValueError where an offset leads out of a caption.
+    """
+    gen = Generator().manual_seed(seed)
+    read = zero_init(nn.Linear(text.word.embedding_dim, len(offsets) * text.word.num_embeddings))
+    optimizer = torch.optim.Adam([*text.parameters(), *read.parameters()], lr)
+    for step in range(steps):
+        chosen = ids[torch.randint(len(ids), (batch_size,), generator=gen)]
+        rows, places = torch.isin(chosen, subjects).nonzero(as_tuple=True)
+        asked = places[:, None] + torch.tensor(offsets)
+        if asked.min() < 0 or asked.max() >= ids.shape[1]:
+            raise ValueError(f"offsets {tuple(offsets)} lead out of captions of {ids.shape[1]} tokens")
+        logits = read(text(chosen)[rows, places]).unflatten(1, (len(offsets), -1))
+        loss = F.cross_entropy(logits.flatten(0, 1), chosen[rows[:, None], asked].flatten())
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 - step / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return loss.item()
 
 
 def _split(caption: str) -> list[str]:

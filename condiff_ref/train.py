@@ -16,17 +16,20 @@ from .data import batches
 from .files import read_safetensors, write_safetensors
 from .predictions import target
 from .schedules import Schedule, add_noise, draw_noise
-from .shapes import Data, Images, Labels, Network, Time
+from .shapes import Data, Images, Network, Time, pad
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Generator], Tensor]  # (network, images, labels, generator) -> ()
 DrawTime = Callable[[int, Generator | None], Tensor]  # (n, generator) -> (n,)
 
 
-def drop(label: Labels, null: int, prob: float, generator: Generator | None = None) -> Labels:
-    """Replace each label by `null` with probability `prob`, independently per example (Ho & Salimans 2022, alg. 1)."""
+def drop(label: Tensor, null: int | Tensor, prob: float, generator: Generator | None = None) -> Tensor:
+    """Replace each label by `null` with probability `prob`, independently per example (Ho & Salimans 2022, alg. 1).
+
+    label (b,) with one null label, or captions (b, n) with a null caption (n,): those go as a whole.
+    """
     device = label.device if generator is None else generator.device
-    dropped = torch.rand(label.shape, generator=generator, device=device) < prob
-    return torch.where(dropped.to(label.device), null, label)
+    dropped = torch.rand(len(label), generator=generator, device=device) < prob
+    return torch.where(pad(dropped, label).to(label.device), null, label)
 
 
 def logit_normal(n: int, generator: Generator | None = None, *, mean: float = 0.0) -> Time:
@@ -49,7 +52,7 @@ def diffusion_loss(
     schedule: Schedule,
     generator: Generator | None = None,
     *,
-    label: Labels | None = None,
+    label: Tensor | None = None,
     draw_time: DrawTime = logit_normal,
 ) -> Tensor:
     """E |network(xt, t) - target|^2 over t and eps, averaged over the batch and all its entries: ()
@@ -79,7 +82,7 @@ def fit(
     network: nn.Module,
     loss: Loss,
     images: Images,
-    labels: Labels,
+    labels: Tensor,
     *,
     steps: int | None = None,
     seconds: float | None = None,

@@ -150,6 +150,12 @@ class CrossAttention2d(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None = None) -> Tensor:
         """x (b, c, h, w), context (b, n, e), mask (b, n) true where a token counts -> (b, c, h, w)."""
+        return x + self.attention(self._queries(x), context, mask).transpose(1, 2).reshape(x.shape)
+
+    def weights(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What each pixel attends to: (b, heads, h w, n)."""
+        return self.attention(self._queries(x), context, mask, return_weights=True)[1]
+
+    def _queries(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)
-        pixels = pixels + position_embedding(*x.shape[2:], x.shape[1]).to(pixels)
-        return x + self.attention(pixels, context, mask).transpose(1, 2).reshape(x.shape)
+        return pixels + position_embedding(*x.shape[2:], x.shape[1]).to(pixels)

@@ -29,7 +29,8 @@ CORE = {
     "layers": ("shapes",),
     "unet": ("layers",),
     "controlnet": ("unet",),
-    "dit": ("layers",),
+    "dit_blocks": ("layers",),
+    "dit": ("dit_blocks", "layers"),
     "text": ("layers",),
     "classifier": ("layers", "schedules"),
     "autoencoder": ("layers", "schedules"),
@@ -40,6 +41,7 @@ CORE = {
 }
 # These put the others together: they may import the core and one another, without a circle.
 TOP = {
+    "adherence",
     "checkpoints",
     "cli",
     "cost",
