@@ -19,9 +19,11 @@ from .denoisers import as_denoiser, clip_x0
 from .files import CheckpointError, read_safetensors, write_safetensors
 from .judge import certify
 from .predictions import solve
-from .recipes import SIDES, Recipe
+from .recipes import SIDES, VOCABULARY, Recipe
+from .scenes import LENGTH
 from .schedules import Schedule
 from .shapes import Denoiser, Images, Labels, pad
+from .text import TextToImage
 from .train import fit, uses_bf16
 
 CHUNK = 1000  # pictures encoded at once
@@ -54,8 +56,15 @@ class Checkpoint:
         """How many. Raises ValueError for a network that knows captions, or nothing, but no classes."""
         recipe = recipes.find(self.recipe.base) if isinstance(self.network, Controlled) else self.recipe
         if "classes" not in recipe.arguments:
-            raise ValueError(f"{self.recipe.name} is {self.recipe.about}: it knows no classes")
+            captions = ", but captions" if isinstance(self.network, TextToImage) else ""
+            raise ValueError(f"{self.recipe.name} is {self.recipe.about}: it knows no classes{captions}")
         return recipe.arguments["classes"]
+
+    def read_caption(self, caption: str) -> Tensor:
+        """Token ids (1, n). Raises ValueError for a network that reads no captions, and for unknown words."""
+        if not isinstance(self.network, TextToImage):
+            raise ValueError(f"{self.recipe.name} is {self.recipe.about}: it reads no captions")
+        return VOCABULARY.encode([caption], LENGTH)[0]
 
     def to(self, device: str | torch.device) -> "Checkpoint":
         return dataclasses.replace(self, network=self.network.to(device))

@@ -93,7 +93,8 @@ def train(
 def sample(
     checkpoint: Annotated[str, Argument(help="A file, or the name of one that the course ships.")],
     out: Annotated[Path, Option(help="FILE.npz (images, labels) or FILE.png.")],
-    per_class: Annotated[int, Option(min=1, help="Samples of each class.")] = 10,
+    per_class: Annotated[int, Option(min=1, help="Samples of each class, or of the caption.")] = 10,
+    caption: Annotated[str | None, Option(help='For text to image: "a large three at the top left".')] = None,
     scale: Annotated[float, Option(help="0 unconditional, 1 conditional, above 1 guided.")] = 2.0,
     guidance: Annotated[Rule, Option()] = Rule.cfg,
     uncond: Annotated[str | None, Option(help="Another checkpoint for the unconditional pass.")] = None,
@@ -111,7 +112,7 @@ def sample(
     seed: Seed = 0,
     device: Device = "auto",
 ):
-    """Draw samples of every class from a trained checkpoint."""
+    """Draw samples of every class, or of a caption, from a trained checkpoint."""
     if out.suffix not in (".npz", ".png"):
         raise ValueError(f"--out must end in .npz or .png, got {out}")
     where = pick_device(device)
@@ -119,8 +120,9 @@ def sample(
     settings = dict(uncond=other, classifier=noise_aware, avoid=avoid, low=low, high=high, parallel=parallel)
     settings |= dict(max_norm=max_norm, phi=phi, negative_scale=negative_scale)
     rule = generate.Guidance(guidance, scale, **settings)
-    label = torch.arange(model.classes).repeat(per_class)
-    images = generate.generate(model, label, rule, sampler=sampler, steps=steps, seed=seed, clip=clip, progress=True)
+    label = torch.arange(1 if caption is not None else model.classes).repeat(per_class)
+    asked = label if caption is None else model.read_caption(caption).repeat(per_class, 1)
+    images = generate.generate(model, asked, rule, sampler=sampler, steps=steps, seed=seed, clip=clip, progress=True)
     pictures.write(out, images, label)
     messages.print(f"{len(images)} samples at scale {scale:g} ({guidance}, {sampler}, {steps} steps) in {out}")
 

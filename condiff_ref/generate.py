@@ -5,15 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from . import guidance
 from .checkpoints import Checkpoint
 from .classifier import log_prob_of
+from .controlnet import Controlled
 from .samplers import ddim_step, ddpm_step, euler_step, heun_step, sample
 from .schedules import Schedule, draw_noise, time_grid
-from .shapes import Denoiser, Images, Labels, Step
+from .shapes import Denoiser, Images, Step
 
 SAMPLERS: dict[str, Callable[[Schedule, Generator], Step]] = {
     "euler": lambda schedule, generator: euler_step(schedule),
@@ -57,12 +58,15 @@ class Guidance:
             if self.rule in rules and setting is None:
                 raise ValueError(f"guidance {self.rule!r} needs {option}")
 
-    def denoiser(self, model: Checkpoint, label: Labels) -> Denoiser:
-        """The guided denoiser for these labels. Raises ValueError where the models do not belong together."""
+    def denoiser(self, model: Checkpoint, label: Tensor, **conditions: object) -> Denoiser:
+        """The guided denoiser for these labels or captions; further conditions, such as a hint, hold for every pass.
+
+        Raises ValueError where the models do not belong together.
+        """
         for other in (self.uncond, self.classifier):
             if other is not None and _world(other) != _world(model):
                 raise ValueError("models that work together must share data, scaling and schedule")
-        cond, uncond = model.denoiser(label), (self.uncond or model).denoiser()
+        cond, uncond = model.denoiser(label, **conditions), (self.uncond or model).denoiser(**conditions)
         match self.rule:
             case "classifier":
                 log_prob = log_prob_of(self.classifier.network, label)
@@ -91,9 +95,11 @@ def _world(model: Checkpoint) -> tuple:
 
 def generate(
     model: Checkpoint,
-    label: Labels,
+    label: Tensor,
     rule: Guidance,
     *,
+    hint: Images | None = None,
+    strength: float = 1.0,
     sampler: str = "euler",
     steps: int = 20,
     seed: int = 0,
@@ -101,20 +107,26 @@ def generate(
     chunk: int = 500,
     progress: bool = False,
 ) -> Images:
-    """One picture per label (n, c, h, w) in [-1, 1], on the CPU.
+    """One picture per label (n,), or caption (n, tokens): (n, c, h, w) in [-1, 1], on the CPU. A ControlNet needs a
+    hint (n, 1, h, w) too, and gives way to the network beneath at a `strength` under 1.
 
     The noise is drawn on the CPU from `seed`, so that every device starts from the same. Raises ValueError for a
     sampler that does not exist, for fewer than one step, and for labels outside the classes.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"there is no sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    if (hint is not None) != isinstance(model.network, Controlled):
+        needs = "needs a" if hint is None else "takes no"
+        raise ValueError(f"{model.recipe.name} is {model.recipe.about}: it {needs} hint")
     device = next(model.network.parameters()).device
     generator = Generator().manual_seed(seed)
     step, times = SAMPLERS[sampler](model.schedule, generator), time_grid(steps)
     pictures = []
-    for part in tqdm(label.split(chunk), desc="sampling", disable=None if progress else True, unit="batch"):
+    rows = torch.arange(len(label)).split(chunk)
+    for part in tqdm(rows, desc="sampling", disable=None if progress else True, unit="batch"):
         noise = draw_noise(torch.empty(len(part), *model.shape), generator).to(device)
-        denoiser = rule.denoiser(model, part.to(device))
+        conditions = {} if hint is None else {"hint": hint[part].to(device), "strength": strength}
+        denoiser = rule.denoiser(model, label[part].to(device), **conditions)
         x0 = sample(step, model.clip(denoiser) if clip else denoiser, noise, times)
         pictures.append(model.decode(x0).cpu())
     return torch.cat(pictures)

@@ -125,7 +125,7 @@ class TextToImage(nn.Module):
         null[0] = Vocabulary.null
         self.register_buffer("null", null, persistent=False)  # the empty caption, (n,)
 
-    def forward(self, xt: Images, t: Time, *, label: Tokens | None = None) -> Images:
+    def forward(self, xt: Images, t: Time, *, label: Int[Tensor, "captions n"] | None = None) -> Images:
         """Raw output of the network's kind, shaped as xt. No label means the empty caption, for every example.
 
         Raises ValueError, naming the shapes, where there is not one caption for each picture.
@@ -145,7 +145,7 @@ class TextToImage(nn.Module):
             handle.remove()
         return self.unet.attention.weights(seen[0], context, mask)
 
-    def _read(self, label: Tokens | None, n: int) -> tuple[Context, Mask]:
+    def _read(self, label: Tensor | None, n: int) -> tuple[Context, Mask]:
         ids = self.null.expand(n, -1) if label is None else label
         if len(ids) != n:
             raise ValueError(f"{n} pictures need {n} captions, got token ids of shape {tuple(ids.shape)}")
