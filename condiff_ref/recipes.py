@@ -224,7 +224,7 @@ SCENES_UNET = Recipe(
     about="text to image: captioned canvases of digits; the text encoder learns to bind words first, then is frozen",
     data="scenes",
     architecture="TextToImage",
-    arguments=dict(dim=48, depth=2, heads=4, widths=(32, 64), emb_dim=64),
+    arguments=dict(dim=64, depth=2, heads=4, widths=(32, 64), emb_dim=64),
     bind_steps=500,
     time_mean=0.5,
     steps=1500,
