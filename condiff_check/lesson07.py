@@ -1688,13 +1688,13 @@ class _AsTrainStep:
     """The learner's control_step, asked as 02.4 asks train_step: its model is the control, its hint 0 and 1."""
 
     def __init__(self, answer: Answer):
-        self._answer, self.models = answer, []
+        self._answer, self._wholes = answer, {}
         self.reseed = answer.reseed
 
     def __call__(self, model: Spy, opt, x0: Tensor, y: Tensor, p: float, abar: Tensor, gen: Generator) -> object:
-        whole = ControlSpy(model, x0.dtype)
-        whole.control.train(model.training)
-        self.models.append(whole)
+        if model not in self._wholes:  # one base for all steps of a model
+            self._wholes[model] = ControlSpy(model, x0.dtype)
+        whole = self._wholes[model]
         return self._answer.call("control_step", whole, opt, x0, _ink(x0), y, p, abar, gen)
 
 

@@ -680,8 +680,8 @@ POS_EMBED = Exercise(
         ),
         Mistake(
             "column by column",
-            "The places go column by column, and tokens row by row: on a grid that is not square, vectors land on the "
-            "wrong patches.",
+            "The places go column by column, and tokens row by row: vectors land on the wrong patches (on a square grid, "
+            "on those mirrored at the diagonal).",
             _pos_by(
                 places=lambda rows, columns: (
                     torch.arange(rows).repeat(columns),
@@ -710,8 +710,8 @@ POS_EMBED = Exercise(
         ),
         Mistake(
             "one line",
-            "You number the places in one line, 0 .. rows * columns - 1: two patches above one another are then as far "
-            "apart as two that are a whole row away. Tell row and column apart.",
+            "You number the places in one line, 0 .. rows * columns - 1: a patch is then further from the one below it "
+            "than the two ends of a row are from each other. Tell row and column apart.",
             (_pos_flat,),
         ),
         Mistake(
@@ -2753,13 +2753,13 @@ DIT_CFG = Exercise(
         Mistake(
             "3 channels",
             "You guide 3 channels whatever `channels` says. Latents have 4: channel 3 stays unguided. (The published "
-            "code does this on purpose, to repeat its own numbers exactly; here all are guided.)",
+            "code does so by mistake, and keeps it to repeat its own numbers exactly; here all are guided.)",
             _cfg_by(count=lambda channels: 3),
         ),
         Mistake(
             "variance guided",
-            "The variances are guided too. They are no noise: a scale on them makes them larger than what the network "
-            "learned, and only the noise is to be guided.",
+            "The variances are guided too. A scale above 1 leads beyond what either prediction says, and for a variance "
+            "nothing justifies that: only the noise is to be guided.",
             (_cfg_everything,),
         ),
         Mistake(
