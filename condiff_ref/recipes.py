@@ -267,7 +267,7 @@ MNIST_DIT = Recipe(
     about="class-conditional DiT on MNIST, 4x4 patches",
     data="mnist",
     architecture="DiT",
-    arguments=dict(channels=1, size=28, patch=4, dim=96, depth=3, heads=4, classes=10),
+    arguments=dict(channels=1, size=28, patch=4, dim=80, depth=3, heads=4, classes=10),
     batch_size=32,
     time_mean=0.8,
     lr=2e-3,

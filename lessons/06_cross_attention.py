@@ -518,7 +518,7 @@ print(*shown.captions, sep="\n")
 # %% [markdown]
 # *Five scenes of the training data; there are 80 captions with one digit and 4,800 with two.*
 #
-# A caption with two digits sets a task that no class label has: **binding**. Not only which words, but which belongs to which. How much can a network reach that reads a caption as a *bag of words*, without their order? List which digits can stand where (sizes left aside, as the judge below leaves them), and group by bag; whoever sees only the bag can be right on at most one arrangement in each. **Predict** that ceiling: 80 %, 60 % or 46 %?
+# A caption with two digits sets a task that no class label has: **binding**. Not only which words, but which belongs to which. How much can a network reach that reads a caption as a *bag of words*, without their order? List which digits can stand where (sizes left aside), and group by bag; whoever sees only the bag can be right on at most one arrangement in each. **Predict** that ceiling: 80 %, 60 % or 46 %?
 
 # %%
 guess_bag = ...
@@ -616,7 +616,7 @@ plt.show()
 # %% [markdown]
 # *Several pictures per caption at scale 4, the same noises in all rows. Left: the network whose text encoder was taught to bind; right: the one that had to learn reading and drawing at once. The first two captions are a swap of each other.*
 #
-# Count, do not look. A judge (a support vector machine that has seen only scenes of *test* digits) reads each quadrant: digit or empty, and size. **Predict:** the share of two-digit captions that the *jointly* trained network draws completely right at scale 4, in per cent; and of one-digit captions?
+# Count, do not look. A judge (a support vector machine that has seen only scenes of *test* digits) reads each quadrant: digit or empty, and size. A picture is *whole* if all four quadrants have the right digit, or none. **Predict** for the *jointly* trained network at scale 4, in per cent: the share of two-digit captions drawn whole, and of one-digit captions?
 
 # %%
 guess_two, guess_one = ..., ...
@@ -711,16 +711,17 @@ def watch(model, ids, scale, noise):
 
 
 times, points, seen = watch(pretrained, spoken_ids, 4.0, torch.randn(1, *pretrained.shape, generator=rng(15)))
-looked_at = {"large": 1, "three": 2, "left": 6, ",": 7, "large ": 9, "seven": 10, "right": 14}
+tokens = spoken.replace(",", " ,").split()
+looked_at = [1, 2, 6, 7, 9, 10, 14]
 
 
 def draw_attention(step):
     figure = Figure(figsize=(10, 1.9), layout="constrained")
     axes = figure.subplots(1, 1 + len(looked_at))
     show_tile(axes[0], pretrained.decode(points[int(step)]), 1, f"t = {float(times[int(step)]):.2f}")
-    for ax, (word, i) in zip(axes[1:], looked_at.items()):
+    for ax, i in zip(axes[1:], looked_at):
         ax.imshow(token_map(seen[int(step)], i, 8, 8)[0], cmap="viridis", vmin=0, vmax=1)
-        ax.set_title(word, fontsize=10)
+        ax.set_title(tokens[i], fontsize=10)
         ax.set_axis_off()
     return figure
 
@@ -733,7 +734,7 @@ def describe(step):
 slider(draw_attention, list(range(0, len(times), 3)), "step", describe, start=2)
 
 # %% [markdown]
-# *Bright: where the pixels look at this word. Move the slider from noise (step 0) to the picture.* Which words do pixels read at all? The digits: their vectors already know size and place, so nobody needs to look at "top" or "large".
+# *Bright: where the pixels look at this word. Move the slider from noise (step 0) to the picture.* Before you go on: which word do pixels read most?
 #
 # Is a look inside the right quadrant chance? A map that knows nothing has a quarter of its sum in each quadrant. **Predict:** at which times is the digit word's map best inside its own quadrant, at high noise, when there is nothing to see yet, or at the end?
 
@@ -745,19 +746,27 @@ n_watched = 8 if SMOKE else 60
 two = [objects for objects in scenes(4 * n_watched, rng(16)).objects if len(objects) == 2][:n_watched]
 ids = encode([caption(objects) for objects in two], vocab, LENGTH)[0]
 noise = torch.randn(len(two), *pretrained.shape, generator=rng(17))
+
+
+def in_quadrant(weights):
+    """The mean share of both digit words' maps in their own quadrants."""
+    shares = []
+    for which, token in ((0, 2), (1, 10)):
+        heat = token_map(weights, token, 8, 8)
+        for objects, one in zip(two, heat):
+            top, left = 4 * (objects[which].quadrant // 2), 4 * (objects[which].quadrant % 2)
+            shares.append(localisation(one[None], (top, left, top + 4, left + 4)))
+    return float(torch.cat(shares).mean())
+
+
 inside = {}
 for name, model in (("text pre-trained", pretrained), ("trained jointly", joint)):
     times, _, all_weights = watch(model, ids, 4.0, noise)
-    inside[name] = []
-    for weights in all_weights:
-        shares = []
-        for which, token in ((0, 2), (1, 10)):  # both digit words
-            heat = token_map(weights, token, 8, 8)
-            for quadrant in range(4):
-                mine = torch.tensor([objects[which].quadrant == quadrant for objects in two])
-                top, left = 4 * (quadrant // 2), 4 * (quadrant % 2)
-                shares.append(localisation(heat[mine], (top, left, top + 4, left + 4)))
-        inside[name].append(float(torch.cat(shares).mean()))
+    inside[name] = [in_quadrant(weights) for weights in all_weights]
+    each = [in_quadrant(all_weights[-1][:, i : i + 1]) for i in range(all_weights[-1].shape[1])]
+    of_token = torch.stack(all_weights).mean(dim=(0, 1, 2, 3))
+    print(f"{name}: in the end, head by head", *(f"{x:.2f}" for x in each), end="; ")
+    print(f"weight of the first digit word {of_token[2]:.2f}, of the comma {of_token[7]:.2f}")
 
 fig, ax = plt.subplots(figsize=(5.5, 3.2), layout="constrained")
 for (name, values), colour in zip(inside.items(), ("guided", "conditional")):
@@ -770,7 +779,9 @@ early, late = inside["text pre-trained"][1], inside["text pre-trained"][-1]
 reveal(guess_when, "always" if abs(early - late) < 0.1 else "early" if early > late else "late")
 
 # %% [markdown]
-# *Each dot is the mean over the digit words of many captions.* Where the share is high at $t\approx1$ already, it comes from the text and from the pixels' positions alone, for there is no picture yet. A map shows where the network *reads*, which is some evidence of binding, and no proof that it draws what it read: for that one has to change a word and look at the picture.
+# *Each dot is the mean over the digit words of many captions, all heads averaged.* Where the share is high at $t\approx1$ already, it comes from the text and from the pixels' positions alone, for there is no picture yet.
+#
+# Now the printed lines. Heads differ: the average can hide one that looks straight at its digit's quadrant among others that look away from it. And a comma, which means nothing, can get more weight than a digit: every vector has been through the text encoder, and may carry what other words said. So a map shows where a *vector* is read, which is some evidence of binding, and no proof of what it says, nor that the network draws it. For that one has to change a word and look at the picture.
 #
 # ## 9. Change a word
 #
