@@ -51,10 +51,9 @@ cards: $(STAMP) ## measure the shipped checkpoints again and write their cards
 kill-matrix: $(STAMP) ## try every known mistake on its check, 20 times each: benchmarks/kill_matrix.md
 	@$(BIN)/python -m condiff_check.kill_matrix benchmarks/kill_matrix.md
 
-bench: $(STAMP) ## measure training, guidance and imports, about 20 minutes; needs MNIST, which it downloads
-	@$(BIN)/python benchmarks/imports.py
-	@$(BIN)/python benchmarks/training.py
-	@$(BIN)/python benchmarks/guidance.py
+bench: $(STAMP) ## measure all that benchmarks/ tells, about an hour; needs MNIST, which it downloads
+	@for each in imports training guidance text control latents architectures; do \
+		$(BIN)/python benchmarks/$$each.py || exit; done
 
 lock: ## pin what pyproject.toml newly asks for; delete a line of constraints.txt first to renew that pin
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \

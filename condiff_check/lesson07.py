@@ -2050,7 +2050,7 @@ CONTROL_STEP = Exercise(
         Mistake(
             "hints in another order",
             "The hints come in another order than their pictures: the control learns that hints mean nothing, and "
-            " pictures keep to them no better than by chance.",
+            "pictures keep to them no better than by chance.",
             _step_by(hints=lambda hint, dropped, a, s, eps: hint.roll(1, dims=0)),
         ),
         Mistake(
@@ -2520,12 +2520,12 @@ MEASURES = Exercise(
         ),
         Mistake(
             "iou: over a alone",
-            "iou: you divide by the pixels of a alone: a picture all of ink would then keep to every hint.",
+            "iou: you divide by the pixels of a alone: a single pixel anywhere within b would then reach 1.",
             _iou_by(either=lambda a, b: a.flatten(1).sum(1)),
         ),
         Mistake(
             "iou: over b alone",
-            "iou: you divide by the pixels of b alone: a picture all of ink would then keep to every hint.",
+            "iou: you divide by the pixels of b alone: where a is all ink it would then reach 1 with any b.",
             _iou_by(either=lambda a, b: b.flatten(1).sum(1)),
         ),
         Mistake(

@@ -680,8 +680,8 @@ POS_EMBED = Exercise(
         ),
         Mistake(
             "column by column",
-            "The places go column by column, and tokens row by row: vectors land on the wrong patches (on a square grid, "
-            "on those mirrored at the diagonal).",
+            "The places go column by column, and tokens row by row: vectors land on the wrong patches (on a square "
+            "grid, on those mirrored at the diagonal).",
             _pos_by(
                 places=lambda rows, columns: (
                     torch.arange(rows).repeat(columns),
@@ -2758,8 +2758,8 @@ DIT_CFG = Exercise(
         ),
         Mistake(
             "variance guided",
-            "The variances are guided too. A scale above 1 leads beyond what either prediction says, and for a variance "
-            "nothing justifies that: only the noise is to be guided.",
+            "The variances are guided too. A scale above 1 leads beyond what either prediction says, and for a "
+            "variance nothing justifies that: only the noise is to be guided.",
             (_cfg_everything,),
         ),
         Mistake(

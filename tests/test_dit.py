@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from awake import awake
+from condiff_ref.cost import dit_cost
 from condiff_ref.dit import CONFIGS, AdaLNZeroBlock, DiT, init_weights, patchify, unpatchify
 from condiff_ref.layers import position_embedding
 
@@ -374,3 +375,54 @@ def test_the_head_learns_first_then_gates_and_patches_then_all_the_rest(context_
         learns = {piece: bool(gradient.any()) for piece, gradient in pieces(dit).items()}
         assert learns == {piece: backward >= first_backward(piece) for piece in learns}
         sgd.step()
+
+
+# --- four ways to condition -------------------------------------------------------------------------------------------
+
+SQUARES = {"in-context": 12, "cross-attention": 16, "adaLN": 16, "adaLN-Zero": 18}  # weights of a block over dim^2
+
+
+@pytest.mark.parametrize(("conditioning", "squares"), SQUARES.items())
+def test_each_design_has_the_weights_that_its_description_needs(conditioning, squares):
+    """Attention 4, MLP 8, cross-attention 4, six vectors 6, four 4: matrices of a block, in units of dim^2."""
+    dit = DiT(1, 8, 2, 24, 1, 4, classes=5, conditioning=conditioning)
+    matrices = sum(p.numel() for p in dit.blocks[0].parameters() if p.ndim == 2)
+    assert matrices == squares * 24**2
+
+
+@pytest.mark.parametrize("conditioning", SQUARES)
+def test_each_design_hears_time_and_label_and_keeps_examples_apart(conditioning):
+    dit = awake(DiT(1, 8, 2, 24, 2, 4, classes=5, conditioning=conditioning))
+    xt, t, label = torch.randn(3, 1, 8, 8).double(), torch.rand(3).double(), torch.tensor([0, 4, 5])
+    out = dit(xt, t, label=label)
+    assert out.shape == xt.shape
+    for other in (dit(xt, t / 2, label=label), dit(xt, t, label=(label + 1) % 6), dit(-xt, t, label=label)):
+        assert ((other - out).flatten(1).abs().amax(1) > 1e-3).all()
+    alone = torch.cat([dit(xt[i : i + 1], t[i : i + 1], label=label[i : i + 1]) for i in range(3)])
+    assert_close(out, alone)
+
+
+@pytest.mark.parametrize("conditioning", SQUARES)
+def test_only_the_zeros_make_a_fresh_block_the_identity(conditioning):
+    dit = DiT(1, 8, 2, 24, 1, 4, classes=5, conditioning=conditioning)
+    seen = []
+    dit.blocks[0].register_forward_hook(lambda block, args, out: seen.append((out - args[0]).abs().amax()))
+    assert not dit(torch.randn(3, 1, 8, 8), torch.rand(3)).any()  # all start silent at the head
+    assert (seen[0] == 0) == (conditioning == "adaLN-Zero")
+
+
+def test_in_context_the_patches_keep_their_order():
+    """Without blocks in between, the two tokens come and go and nothing else happens."""
+    dit = awake(DiT(1, 8, 2, 24, 0, 4, classes=5, conditioning="in-context"))
+    xt, t = torch.randn(2, 1, 8, 8).double(), torch.rand(2).double()
+    tokens = dit.head(dit.norm(dit.stem(patchify(xt, 2)) + dit.positions))
+    assert_close(dit(xt, t), unpatchify(tokens, 2, 8, 8))
+
+
+def test_designs_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="no conditioning 'film': choose one of adaLN-Zero, adaLN, cross-attention"):
+        DiT(1, 8, 2, 24, 1, 4, conditioning="film")
+    with pytest.raises(ValueError, match="no conditioning 'adaLN' that takes a context"):
+        DiT(1, 8, 2, 24, 1, 4, context_dim=3, conditioning="adaLN")
+    with pytest.raises(ValueError, match="only adaLN-Zero is counted here, not 'adaLN'"):
+        dit_cost(DiT(1, 8, 2, 24, 1, 4, conditioning="adaLN"))
