@@ -1752,7 +1752,7 @@ def _optimizer_kind(answer: Answer, g: Generator) -> None:
 
 
 def _several_steps(
-    answer: Answer, g: Generator, steps: int = 12, b: int = 16, p: float = 0.5, ready: Callable = lambda model: None
+    answer: Answer, g: Generator, steps: int = 6, b: int = 16, p: float = 0.5, ready: Callable = lambda model: None
 ) -> tuple[ControlSpy, Tensor, list[tuple[_Seen, Tensor, object]]]:
     """The model, x0, whose ink is the hint, and for each step what it saw of hint and labels, and what came back."""
     model, x0, y, gen = ControlSpy(Spy(g)), randn(g, b, 3, 2), _digits(g, b), _gen(g)
@@ -2514,7 +2514,7 @@ MEASURES = Exercise(
         ),
         Mistake(
             "iou: share of equal pixels",
-            "iou: you count pixels in which the pictures agree, background included. Nearly all of a picture is "
+            "iou: you count pixels in which the pictures agree, background included. Most of a picture is "
             "background, so that even pictures with nothing in common score high.",
             _iou_by(lambda a, b: (a == b).to(a).flatten(1).mean(1)),
         ),

@@ -768,7 +768,8 @@ VAE_LOSS = Exercise(
         Mistake(
             "mean error, summed KL",
             "The error is averaged over pixels while the KL is summed over latents: your effective beta is as many "
-            "times larger as an image has pixels, 784 on MNIST, and the latents collapse to the prior.",
+            "times larger as an image has pixels, 784 on MNIST, and latents that are not worth that "
+            "collapse to the prior.",
             _vae_by(error=F.mse_loss),
         ),
         Mistake(

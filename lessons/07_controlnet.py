@@ -53,7 +53,7 @@ def normal(*shape, seed=0):
 #
 # $$\frac{\partial L}{\partial W_{oi}}=g_o\,h_i,\qquad\frac{\partial L}{\partial b_o}=g_o,\qquad\frac{\partial L}{\partial h_i}=\sum_o W_{oi}\,g_o .$$
 #
-# As matrices: $\mathrm dW=g\,h^\top,\ \mathrm db=g,\ \mathrm dh=W^\top g$. The same $W$ and $b$ serve every pixel of every example, so $\mathrm dW$ and $\mathrm db$ are summed over both; $\mathrm dh$ stays where it is. The gradient of the weights does not contain the weights. At $W=0$ the layer itself learns as long as $g$ and $h$ are not 0; what stands *before* it gets $W^\top g=0$.
+# As matrices: $\mathrm dW=g\,h^\top,\ \mathrm db=g,\ \mathrm dh=W^\top g$. The same $W$ and $b$ serve every pixel of every example, so $\mathrm dW$ and $\mathrm db$ are summed over both; $\mathrm dh$ stays where it is. The gradient of the weights does not contain the weights. At $W=0$ the layer itself learns unless $\sum gh^\top$ and $\sum g$ are 0; what stands *before* it gets $W^\top g=0$.
 
 # %% exercise="07.1"
 
@@ -70,7 +70,7 @@ for name, guess, gradient in zip(("dW", "db", "dh"), (guess_dW, guess_db, guess_
     reveal(guess, "no" if gradient.any() else "yes")
 
 # %% [markdown]
-# So a dead input stops the weights, but the bias still learns. Now the general case: your formulas beside autograd, and a case for paper and pencil, $h=(1,2)$ and $g=(3,-1)$ at a single pixel. One step of gradient descent with $\eta=0.1$ gives $W=-\eta\,g h^\top$; with the *same* $g$ the input now gets $\mathrm dh=W^\top g=-\eta\,\|g\|^2h$.
+# A dead input stops the weights, but not the bias. Now your formulas beside autograd, and a case for paper and pencil: $h=(1,2)$ and $g=(3,-1)$ at a single pixel. One step of gradient descent with $\eta=0.1$ gives $W=-\eta\,g h^\top$; with the *same* $g$ the input now gets $\mathrm dh=W^\top g=-\eta\,\|g\|^2h$.
 
 # %% tags=["nbval-check-output"]
 h, W, g = normal(5, 3, 4, 6, seed=2), normal(2, 3, seed=3), normal(5, 2, 4, 6, seed=4)
@@ -87,11 +87,11 @@ print("dW", dW.tolist(), " db", db.tolist(), " dh", dh.flatten().tolist())
 print("dh after one step:", [round(v, 6) for v in zero_conv_grads(h, -0.1 * dW, g)[2].flatten().tolist()])
 
 # %% [markdown]
-# Why is $g\ne0$? Some slides say: "because the loss depends on both outputs". That is no reason (a loss at its minimum depends on them too). It is not 0 because the base's answer is not the target: $g$ is the residual, carried back.
+# Why is $g\ne0$? Some slides say: "because the loss depends on both outputs". So does a loss at its minimum, where $g=0$. The reason is that the base's answer is not the target: $g$ is the residual, carried back.
 #
 # ## 2. The branch
 #
-# Now build the parts of (1) around any block. One trap is about order: in PyTorch `deepcopy` copies `requires_grad` as well.
+# Build the parts of (1) around any block. A trap: in PyTorch `deepcopy` copies `requires_grad` as well.
 
 # %% exercise="07.2"
 
@@ -122,7 +122,7 @@ print("equal to the base, bit for bit:", torch.equal(network(x, hint), base(x)))
 print("for any other hint as well:", torch.equal(network(x, other), base(x)))
 
 # %% [markdown]
-# **What do the zeros buy?** Draw the two layers at random, as layers usually start, and look at the same output.
+# **What do the zeros buy?** Draw the two layers at random, as layers usually start:
 
 # %% tags=["nbval-check-output"]
 randomly = [*parts[:2], nn.Conv2d(3, 4, 1).double(), parts[3], nn.Conv2d(4, 4, 1).double()]
@@ -130,7 +130,7 @@ gap = (join(*randomly)(x, hint) - base(x)).pow(2).mean().sqrt() / base(x).std()
 print("random layers change the output at once, by more than a tenth of its spread:", bool(gap > 0.1))
 
 # %% [markdown]
-# The base was trained at great cost to give that output; random layers spoil it at once, and training would first have to repair that.
+# Random layers spoil at once what the base was trained to do; training would first have to repair that.
 #
 # ### What the equation on the slide leaves out
 #
@@ -194,9 +194,12 @@ for step in range(4):
     cells = [*awake[step].tolist(), bool(sizes[step, -1] > 0)]
     print(f"{step:4}   " + "   ".join(f"{'yes' if on else '.':>{len(n)}}" for n, on in zip([*names, "output"], cells)))
 print("with AdamW the same table:", torch.equal(awake, adam_awake))
+half = watch(lambda p: torch.optim.SGD(p, lr=0.05), 3)[1]
+ratio = float(sizes[2, -1] / half[2, -1])  # 2^3 in the limit of small rates
+print(f"half the learning rate: the hint's first effect is {ratio:.1f} times smaller")
 
 # %% [markdown]
-# One product after the other wakes up. At step 0, $W_{\mathrm{out}}=0$ sends nothing back. At step 1 it is not 0 any more, so the copy and $Z_{\mathrm{in}}$ get a gradient; but $W_{\mathrm{in}}=0$ still stops what comes from the hint, forwards and backwards. After that step $W_{\mathrm{in}}\ne0$, so **in the third forward pass the output depends on the hint for the first time**, and the hint encoder's body learns for the first time. So it is two zero layers, two steps of waiting. (The lecture's equation, with an output layer only, wakes one step earlier.)
+# One layer after the other wakes up. At step 0, $W_{\mathrm{out}}=0$ sends nothing back. At step 1 it is not 0 any more, so the copy and $Z_{\mathrm{in}}$ get a gradient; but $W_{\mathrm{in}}=0$ still stops the hint, forwards and backwards. After that step $W_{\mathrm{in}}\ne0$, so **in the third forward pass the output depends on the hint for the first time**, and the hint encoder's body learns for the first time. Two zero layers, two steps of waiting. (The lecture's equation, with an output layer only, wakes one step earlier.)
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
@@ -213,9 +216,9 @@ fig.colorbar(picture, ax=axes, label="log10 of the gradient's norm")
 plt.show()
 
 # %% [markdown]
-# *The third forward pass. Rows: parts, from the output back to the hint; numbers: powers of ten of the gradient's norm, "0" where it is exactly 0. Below the line: by how much another hint changes the output. The staircase is the same for both optimisers; AdamW only makes the first effects larger, because it divides each gradient by its own size.*
+# *The third forward pass. Rows: parts, from the output back to the hint; numbers: powers of ten of the gradient's norm, "0" where it is exactly 0. Below the line: by how much another hint changes the output. The staircase is the same for both optimisers; AdamW only makes the first effects larger, because it divides each gradient by its own size. With SGD the first effect of the hint is of order $\eta^3$: one $\eta$ in $W_{\mathrm{out}}$, two in $W_{\mathrm{in}}$, whose gradient comes through $W_{\mathrm{out}}$.*
 #
-# Three sharper statements. Does the first step know the hint? With the target held fixed, no:
+# Three sharper statements. First, the first step does not know the hint, if the target is held fixed:
 
 # %% tags=["nbval-check-output"]
 after = []
@@ -235,7 +238,8 @@ base, body, z_in, copy, z_out = parts = new_parts()
 before = copy[0].weight.detach().clone(), base[0].weight.clone()
 opt = torch.optim.AdamW([p for part in parts for p in part.parameters()], lr=1e-5, weight_decay=0.01)
 wakeup_table(lambda: F.mse_loss(join(*parts)(x, hint), wish), parts[1:], opt, 1)
-print(f"copy, gradient 0: every weight times 1 - {float(1 - copy[0].weight[0, 0, 0, 0] / before[0][0, 0, 0, 0]):.0e}")
+shrunk = torch.allclose(copy[0].weight, (1 - 1e-7) * before[0], rtol=1e-12, atol=0)
+print("copy, gradient 0: every weight times 1 - 1e-7:", shrunk)
 print("base, gradient None, not moved:", torch.equal(base[0].weight, before[1]))
 for p in base.parameters():
     p.requires_grad_(True).grad = torch.zeros_like(p)
@@ -243,7 +247,7 @@ opt.step()
 print("base, 'frozen' by zeros in its gradient, not moved:", torch.equal(base[0].weight, before[1]))
 
 # %% [markdown]
-# Third: change one thing at a time. For each variant: the first step at which each part gets a gradient, the first forward pass whose output depends on the hint (both counted from 0), and whether the first output is the base's.
+# Third, change one thing at a time: the first step at which each part gets a gradient, the first forward pass whose output depends on the hint (both counted from 0), and whether the first output is the base's.
 
 
 # %%
@@ -293,7 +297,7 @@ print("two in series, after 20 steps, not zero:", [n for n, p in series.named_pa
 
 # %% [markdown]
 # - *Only $Z_{\mathrm{out}}$ zero* is as safe, and one step faster. The second zero layer protects the copy from a random hint encoder; safety of the *output* does not need it.
-# - *Two zero layers in series* never move: each is the other's $W^\top g=0$ or $h=0$. Only the very last bias learns. Zeros are harmless next to a layer that is alive, not next to each other.
+# - *Two zero layers in series*: the second gives the first $W^\top g=0$, the first gives the second $h=0$. Only the very last bias learns. Zeros are harmless next to a layer that is alive, not next to each other.
 # - *Copied after freezing*: no error, and the other parts do learn; but the copy stays the base's for ever.
 #
 # **LoRA** (Hu et al. 2021) adds $BA\,x$ to a locked layer $W_0x$, with $B=0$ and $A$ random. Predict its table, then run.
@@ -320,15 +324,15 @@ print(
 )
 
 # %% [markdown]
-# The same dynamics with one zero factor instead of two.
+# The same dynamics, with one zero factor.
 #
 # ## 4. Why it suddenly works: a saddle
 #
-# The authors report that a ControlNet does not learn gradually: it ignores its hint, and at some step, usually before the 10,000th, abruptly begins to follow it ("sudden convergence"). Part of this can be computed. Suppose the base is already the best possible *without* the hint, as a well-trained one nearly is. Then its residual has mean 0 given $x$. At the start $W_{\mathrm{in}}=0$, so $h$ is a function of $x$ alone, and the expected gradient of the only layer that could learn is
+# The authors report that a ControlNet does not learn gradually: at some step, usually before the 10,000th, it abruptly begins to follow its hint ("sudden convergence"). Part of this can be computed. Suppose the base is the best possible *without* the hint, as a well-trained one nearly is. Then its residual has mean 0 given $x$. At the start $W_{\mathrm{in}}=0$, so $h$ is a function of $x$ alone, and the expected gradient of the only layer that could learn is
 #
 # $$\mathbb E[g\,h^\top]=\mathbb E\big[\,\mathbb E[g\mid x]\;h(x)^\top\big]=0 ,$$
 #
-# because $g$ is a matrix that depends on $x$ times the residual. *Everything* has gradient 0. It is not a minimum, since a better network exists: it is a saddle, and only the noise of mini-batches moves it.
+# because $g$ is the residual times a matrix that depends on $x$ only (squared error). *Everything* has expected gradient 0. Is it a minimum? While $W_{\mathrm{out}}=0$ the loss does not depend on $W_{\mathrm{in}}$, so along $W_{\mathrm{in}}$ the second derivatives are 0; wherever the mixed ones, of $W_{\mathrm{in}}$ with $W_{\mathrm{out}}$, are not all 0 (the hint tells something about the residual), some eigenvalue is negative. It is a saddle, and only the noise of mini-batches leaves it.
 #
 # The smallest example: data $y=ax+bc$, base $ax$, adapter $w_{\mathrm{out}}\,k\,(x+w_{\mathrm{in}}c)$, with $x$ and $c$ independent, of mean 0 and variance 1. The loss is $(b-k\,w_{\mathrm{out}}w_{\mathrm{in}})^2+k^2w_{\mathrm{out}}^2$. At 0 its second derivatives are $2k^2$ and 0 on the diagonal and $-2bk$ beside it, so the eigenvalues are $k^2\pm\sqrt{k^4+4b^2k^2}$: for $b=k=1$, $1\pm\sqrt5$. With $x,c\in\{\pm1\}$ the mean over four points is exact:
 
@@ -367,9 +371,9 @@ extra = [b - a for a, b in pairwise(waits)]
 
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 for start, run, shade in zip(starts, losses, (0.0, 0.3, 0.6, 0.85)):
-    ax.plot(run, color=plt.get_cmap("viridis")(shade), label=f"both weights start at {start:g}")
+    ax.plot(run, color=plt.get_cmap("viridis")(shade), label=f"{start:g}")
 ax.set(xlabel="step", ylabel="loss", title="the same network, four distances from the saddle")
-ax.legend(fontsize=8)
+fig.legend(title="both weights\nstart at", fontsize=8, loc="outside right upper")
 plt.show()
 reveal(guess_wait, round(sum(extra) / 3), close=10)
 
@@ -377,11 +381,11 @@ reveal(guess_wait, round(sum(extra) / 3), close=10)
 print(f"closed form: {math.log(100) / math.log(1 + 0.05 * (5**0.5 - 1)):.1f} steps more; measured:", extra)
 
 # %% [markdown]
-# *A long plateau on which nothing seems to happen, then a quick fall; nothing in the network differs, only where it starts.* This agrees with the sudden convergence of large models, but it does not prove that it is the cause there: their base is not perfect, and AdamW leaves a saddle faster than plain descent does. Section 7 looks for it on digits.
+# *A long plateau on which nothing seems to happen, then a quick fall; the runs differ only in where they start.* This agrees with the sudden convergence of large models, but does not prove that it is the cause: their base is not perfect, and AdamW, which divides each gradient by its own size, need not wait as long as plain descent. Section 7 looks for it on digits.
 #
-# ## 5. From the museum of real bugs: "why is my ControlNet's output 0?"
+# ## 5. From the museum of real bugs: "Why my controlnet output = 0?"
 #
-# Issue 540 of the authors' repository (2023): somebody trains a network of their own built on ControlNet, looks inside, and finds that the hint block puts out nothing but zeros. (We know no more than the question.) The last layer of that block is a zero convolution, our $Z_{\mathrm{in}}$.
+# Issue 540 of the authors' repository (2023): somebody trains a network built on ControlNet, and finds that the hint block puts out nothing but zeros. (We know no more than the question.) The last layer of that block is a zero convolution, our $Z_{\mathrm{in}}$.
 #
 # **Predict:** in which forward passes is a hint block that puts out zeros *right*? (Count from 1; give the number of them.)
 
@@ -410,7 +414,7 @@ print("the optimiser lacks z_in:        ", hint_block_speaks([1, 3, 4]))
 print("the optimiser lacks z_out:       ", hint_block_speaks([1, 2, 3]))
 
 # %% [markdown]
-# Zeros twice are by design, zeros the third time are a bug. So the question "is it 0?" needs its other half, "after how many steps?", and two steps of training on one batch answer it in a second. Issue 510 asks the other question of section 3: if a transformer block of the copy, whose own last projection is made of zeros, stands before a zero convolution, do they block each other? They would (*two zero layers in series*), if a block were nothing but its last projection. It adds its input to it; and the copy's projections are trained ones, not zeros.
+# Zeros twice are by design, zeros the third time are a bug. So ask not "is it 0?" but "after how many steps?": two steps on one batch tell, in a second. Issue 510 asks the other question of section 3: the last projection of a transformer block is made of zeros, and behind the block stands a zero convolution; do the two block each other? They would (*two zero layers in series*), were the block nothing but this projection. But it adds its input to it, and in the copy the projection is a trained one.
 #
 # ## 6. Hints
 #
@@ -440,12 +444,12 @@ plt.show()
 #
 # ## 7. Train it
 #
-# The loss is lesson 02's, with one more argument. Three things are new: the optimiser must hold the control's weights **only**; the base stays in eval mode; and labels are dropped *more often* than usual (here 30 %; the authors drop half of the captions), while the hint always stays. With the label always there, the control could leave the digit's class to the base.
+# The loss is lesson 02's, with one more argument. Three things are new: the optimiser holds the control's weights **only**; the base stays in eval mode; and labels are dropped *more often* than usual (here 30 %; the authors drop half of the captions), while the hint always stays. With the label always there, the control could leave the class to the base.
 
 # %% exercise="07.5"
 
 # %% [markdown]
-# **How do we know that it obeys?** Take the hint of what was drawn, compare it with the hint that was asked for, pixel by pixel: intersection over union. A number alone says nothing. What would a picture reach that has never seen the hint? Always print that beside it.
+# **How do we know that it obeys?** Compare the hint of what was drawn with the hint that was asked for, pixel by pixel: intersection over union. What would a picture reach that has never seen the hint? Always print that beside it.
 
 # %% exercise="07.6"
 
@@ -466,7 +470,7 @@ reveal(guess_skeleton, round(chance["skeleton"], 1), close=0.1)
 print("edges leave less room between chance and 1 than skeletons:", chance["edge"] > 0.7 > 0.3 > chance["skeleton"])
 
 # %% [markdown]
-# An "IoU of 0.8 with edges" would be nothing at this size. We take the skeleton: the widest gap between luck and success, and you can draw one by hand.
+# At this size an "IoU of 0.8 with edges" would be nothing. We take the skeleton: the widest gap between luck and success, and you can draw one by hand.
 #
 # The base is the course's digit network. It lives on the straight path of lesson 05 and answers with a velocity $u=\epsilon-x_0$; your `control_step` asks for noise at integer times. On the straight path $\epsilon=x_t+(1-t)\,u$, and dividing by $\sqrt{\bar\alpha}+\sqrt{1-\bar\alpha}$ leads from any table to it.
 
@@ -556,7 +560,7 @@ print("output depends on the hint, by forward pass:", answers)
 reveal(guess_one, answers[1])
 
 # %% [markdown]
-# Now train, and look now and then: digits drawn *without* a label (so that nothing but the hint can tell what to draw) for hints of digits that it has never seen.
+# Now train, and look now and then: digits drawn *without* a label (only the hint tells what to draw), for unseen hints.
 
 # %% tags=["nbval-ignore-output", "skip-grading"]
 locked = deepcopy(digits.network.state_dict())
@@ -586,7 +590,7 @@ plt.show()
 #
 # ## 8. Does it obey, and did it break anything?
 #
-# First the promise. The base must be what it was, to the last bit; and with strength 0 so must every answer.
+# First the promise: the base is what it was, to the last bit, and so is every answer at strength 0.
 
 # %% tags=["skip-grading", "nbval-check-output"]
 now = digits.network.state_dict()
@@ -647,7 +651,7 @@ reveal(guess_conflict, "hint" if as_hint > as_label else "label")
 show_rows(results, asked, 6)
 
 # %% [markdown]
-# *From the same noise, the control moves the strokes to where the hint has them. Without a label, most digits can be read off the hint alone; with a wrong one, label and hint find a compromise.* The line "another's hint" (a conflict too) says that the gain comes from the hint and not from control as such: measured against a hint that it was not shown, a picture agrees less than one drawn from the label alone. And the right label by itself is worth something, well above chance, because sevens resemble sevens.
+# *From the same noise, the control moves the strokes to where the hint has them. Without a label, most digits can be read off the hint alone; with a wrong one, label and hint find a compromise.* The line "another's hint" shows that the gain comes from the hint, not from control as such: a picture agrees less with a hint that it was not shown than one drawn from the label alone. And that one is well above chance, because sevens resemble sevens.
 #
 # On 8×8 digits the label wins most conflicts: a skeleton of so few pixels leaves much open. More strength shifts the balance:
 
@@ -673,12 +677,12 @@ ax.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# *Strength is a dial at sampling time, as the guidance scale is. Somewhat above 1 the hint takes over. But the control was trained at strength 1; beyond it the decoder meets residuals larger than any in training, and these three curves do not say what that does to the pictures.*
+# *Strength is a dial at sampling time, as the guidance scale is. Somewhat above 1 the hint takes over. But the control was trained at strength 1; beyond it the decoder meets residuals that it never met in training, and these three curves do not say what that does to the pictures.*
 
 # %% [markdown]
 # ## 9. MNIST, from a shipped control
 #
-# 28×28 pixels, and a ControlNet that comes with the course, trained as yours was (30 % null labels, skeletons of MNIST's training digits). For hints we need no data: let the base draw digits, and take *their* skeletons.
+# 28×28 pixels, and a ControlNet that comes with the course (1500 steps, 30 % null labels, skeletons of MNIST's training digits). Hints need no data: let the base draw digits, and take *their* skeletons.
 #
 # **Predict:** does the hint win more of the conflicts here than on 8×8 digits?
 
@@ -744,11 +748,11 @@ show_tile(axes[1], draw(mnist, large, torch.arange(10), mine, 1.0, steps=8), 10,
 plt.show()
 
 # %% [markdown]
-# *Strokes of an A under every label, written as MNIST's digits are. Control reaches places that no label names; whether that is a virtue depends on the hint.*
+# *Strokes of an A under every label, in MNIST's hand: control reaches what no label names.*
 #
 # ## 10. Write the test
 #
-# Layers not quite zero, a copy that shares the base's memory, a copy that is frozen for ever, a base that is not: with all of them training runs, and the loss falls. Write the test that tells them apart. (Besides looking at the start, you may move weights and look again.)
+# Layers not quite zero, a copy that shares the base's memory, a copy that is frozen for ever, a base that is not: training runs with all of them, and the loss falls. Write the test that catches them. (You may move weights and look again.)
 
 # %% exercise="07.7"
 
@@ -760,8 +764,8 @@ plt.show()
 # **Keep.**
 # - $\mathrm dW=gh^\top,\ \mathrm db=g,\ \mathrm dh=W^\top g$: a zero layer learns, and stops what stands before it.
 # - Step 0: output layers. Step 1: the copy and the input layer. Step 2: the hint encoder; and only the third forward pass depends on the hint at all.
-# - Zeros belong next to something alive. Two in series never move.
-# - If the base is optimal, the start is a saddle: a plateau, then a jump, and the wait is logarithmic in how near it began.
+# - Zeros belong next to something alive: of two zero layers in series only the last bias moves.
+# - If the base is optimal, the start is a saddle: a plateau, then a fall, after a wait that grows with the logarithm of how near it began.
 # - Put the control's weights, and no others, into the optimiser. A zero gradient does not stop weight decay; `None` does.
 # - A label says what, a hint says where; each alone leaves much open, and they can disagree.
 # - Never report agreement with a hint without its chance level, the shuffled hint, and the picture without control.
@@ -770,25 +774,21 @@ plt.show()
 #
 # 1. Derive the gradient of a zero convolution at $W=0$. When is it 0, and what are the earliest dynamics?
 # ### BEGIN SOLUTION
-# *$\mathrm dW=\sum g h^\top$ over pixels and examples. Zero if $g$ or $h$ is 0 everywhere, and also if their products cancel in the sum: non-zero $h$ alone is not enough, and at an optimal base the expectation does cancel. First the output layers move, then copy and input layer, then the hint encoder.*
+# *$\mathrm dW=\sum g h^\top$ and $\mathrm db=\sum g$ over pixels and examples. $\mathrm dW$ is 0 if $g$ or $h$ is 0 everywhere, and also if their products cancel in the sum: non-zero $h$ is not enough, and at an optimal base the expectation does cancel. First the output layers move, then copy and input layer, then the hint encoder.*
 # ### END SOLUTION
-# 2. $h=0$ at a zero convolution: which of $\mathrm dW$, $\mathrm db$, $\mathrm dh$ vanish?
+# 2. Why not make the whole copy zero instead of the layers at its ends?
 # ### BEGIN SOLUTION
-# *$\mathrm dW$ yes, $\mathrm db$ no, $\mathrm dh$ yes (because $W=0$, whatever $h$ is).*
+# *Zeros in series: nothing but the last bias would ever learn. And what the base knows would be thrown away.*
 # ### END SOLUTION
-# 3. Why not make the whole copy zero instead of the layers at its ends?
-# ### BEGIN SOLUTION
-# *All its layers would be zeros in series, so nothing but the last bias would ever learn; and what the base knows would be thrown away.*
-# ### END SOLUTION
-# 4. A colleague reports an IoU of 0.77 with edges on 8×8 digits. What do you ask?
+# 3. A colleague reports an IoU of 0.77 with edges on 8×8 digits. What do you ask?
 # ### BEGIN SOLUTION
 # *What other digits' edges give: 0.77. So this is chance.*
 # ### END SOLUTION
-# 5. Why drop the label more often for the control than for the base?
+# 4. Why drop the label more often for the control than for the base?
 # ### BEGIN SOLUTION
-# *If the label is always there, the loss rewards the control only for what the label leaves open, and with the null label it may not say which digit the hint shows. With 30 % null labels it has to learn that too.*
+# *If the label is always there, the loss rewards the control only for what the label leaves open; it need not say which digit the hint shows. With 30 % null labels it has to.*
 # ### END SOLUTION
-# 6. With guidance, $\epsilon_u+s(\epsilon_c-\epsilon_u)$, where does the hint go?
+# 5. With guidance, $\epsilon_u+s(\epsilon_c-\epsilon_u)$, where does the hint go?
 # ### BEGIN SOLUTION
 # *Into both terms, then guidance strengthens the label and leaves the hint at its trained strength; or into $\epsilon_c$ only, then it strengthens both. Programs do either, so look.*
 # ### END SOLUTION

@@ -127,7 +127,7 @@ with torch.no_grad():
 reveal(guess_shuffled, round(gap, 6), close=1e-6)
 
 # %% [markdown]
-# Such a network cannot tell a digit from its shuffled patches. So a vector for the *place* is added to each token. DiT's are fixed: sines and cosines of the column, then of the row, as lesson 02 did with time.
+# So a vector for the *place* is added to each token. DiT's are fixed: sines and cosines of the column, then of the row, as lesson 02 did with time.
 
 # %% exercise="08.2"
 
@@ -257,7 +257,7 @@ class SmallDiT(nn.Module):
 # %% [markdown]
 # **What starts at zero.** The modulation of each block, the final modulation, *and* the head. So the fresh network answers 0 to everything.
 #
-# A zero stops gradients. With $y=Wh$ and $\delta=\partial\mathcal L/\partial y$, the gradient of $W$ is $\delta h^\top$, that of $h$ is $W^\top\delta$: a zero $W$ learns as long as $h\ne0$, and lets nothing through to what lies before it. And for a gate, with $y=g\odot a$: the gate gets $\delta\odot a\ne0$, the branch gets $\delta\odot g=0$. So the network must wake up in order, and the order can be derived.
+# A zero stops gradients: with $y=Wh$ and $\delta=\partial\mathcal L/\partial y$, the gradient of $W$ is $\delta h^\top$, that of $h$ is $W^\top\delta$: a zero $W$ learns as long as $h\ne0$, and lets nothing through to what lies before it. And for a gate, with $y=g\odot a$: the gate gets $\delta\odot a\ne0$, the branch gets $\delta\odot g=0$. So the network wakes up in an order, which can be derived.
 #
 # **This exercise is the prediction.** Write the start, and say for each part in which backward pass (0, 1, 2, ...) it first gets a gradient. Pencil first: what does $\delta$ have to pass through?
 
@@ -494,7 +494,7 @@ some = torch.arange(10)
 print(torch.equal(yours.train()(some, rng()), yours.table(some)))
 
 # %% [markdown]
-# On a CPU that is a clear message; on a GPU a "device-side assert", reported at some later line. But with $p=0$ your row is *untrained*: it never got a gradient, and guidance by it runs and means nothing (lesson 04's `digits-never`). An error would have been kinder. So look at the recipe before you guide.
+# On a GPU it is a "device-side assert", reported at some later line. But with $p=0$ your row is *untrained*: it never got a gradient, and guidance by it runs and means nothing (lesson 04's `digits-never`). An error would have been kinder. So look at the recipe before you guide.
 #
 # ## 7. Four ways to tell a transformer
 #
@@ -578,9 +578,9 @@ for guess, start in ((guess_best, 0.02), (guess_best_loud, 0.5)):
     reveal(guess, min(DESIGNS, key=lambda design: sum(told[start, design])))
 
 # %% [markdown]
-# *After 300 steps from the published start, in-context has the lowest loss; from the louder one, adaLN-Zero has.* (Not in the quick run of the tests, which trains for eight steps.) In context, the label's token passes a layer norm first: however short its vector, it arrives at full length. The other designs take the vector as it is, and 0.02 is quiet (a likely reason; the table shows the effect, not its cause).
+# *After 300 steps from the published start, in-context has the lowest loss; from the louder one, adaLN-Zero has.* (A third seed of these two agrees. The quick run of the tests trains for eight steps and shows nothing.) In context, the label's token passes a layer norm first: however short its vector, it arrives at full length. The other designs take the vector as it is, and 0.02 is quiet (a likely reason; the table shows the effect, not its cause).
 #
-# Does this contradict the paper? No: it is a matter of time. With 1,200 steps instead of 300, from the *published* start, the same code (seed 0) gives 0.547 for adaLN-Zero, 0.558 for adaLN and 0.567 for in-context, which is the paper's order. So read a comparison of designs as one of designs *with their start, rate and length of training*; a network with 100,000 weights on 8x8 digits neither confirms nor refutes one on ImageNet.
+# Does this contradict the paper? No: with 1,200 steps instead of 300, and the *published* start, the same code puts adaLN-Zero in front, at 0.547 and 0.551 (seeds 0 and 1) against 0.567 and 0.565 in context (seed 0 of adaLN: 0.558, of cross-attention: 0.565). So read a comparison of designs as one of designs *with their start, rate and length of training*; a network with 100,000 weights on 8x8 digits neither confirms nor refutes one on ImageNet.
 #
 # ## 8. Sampling and guidance
 #
@@ -631,9 +631,9 @@ plt.show()
 # %% [markdown]
 # ### From the museum of real bugs: three channels of four
 #
-# DiT's released `forward_with_cfg` guides `model_out[:, :3]`: three channels of a latent with *four*. (An issue traces the line to code for GLIDE, whose pictures have three.) In January 2023 the first author, told so in a pull request, thanked for the catch and called it unintended. He measured: scale 1.5 on three channels (FID 2.27) was about as good as 1.375 on all four (2.23), so that scale $1+x$ on three acts much like $1+\frac34x$ on four. As results had been made with it, the line stayed, with a comment that says so. That was a fair decision. But the line was copied: by a later count in an issue it stands in SiT, MDT and PixArt.
+# DiT's released `forward_with_cfg` guides `model_out[:, :3]`: three channels of a latent with *four*. (An issue traces the line to code for GLIDE, whose pictures have three.) In January 2023 the first author, told so in a pull request, thanked for the catch and called it unintended. By his measurement scale $1+x$ on three channels acts much like $1+\frac34x$ on four (1.5: FID 2.27; 1.375: 2.23). As results had been made with it, the line stayed, with a comment that says so: a fair decision. But it was copied: by a later count in an issue it stands in SiT, MDT and PixArt.
 #
-# Your function takes the number of channels. Here is what the two settings do:
+# Your function takes the number of channels. The two settings:
 
 # %% tags=["nbval-check-output"]
 out = torch.randn(2 * 5, 8, 6, 6, generator=rng(12))  # five pictures with label, five without; noise and variance
@@ -646,7 +646,7 @@ for channels in (4, 3):
 # %% [markdown]
 # With three, the halves disagree in channel 3: the copy with label and the copy without would drift apart. (The published function overwrites the second half of its input with the first in each step, so they cannot. That also hides the matter.)
 #
-# How wrong are the *samples*? The exact world has two coordinates; guide one "channel" of the two, as three of four. **Predict**, for class 1 at scale 3: the other coordinate is not guided. Is it then distributed as in unguided samples?
+# How wrong are the *samples*? Guide one of the exact world's two coordinates, as three channels of four. **Predict**, for class 1 at scale 3: is the other coordinate, which is not guided, distributed as in unguided samples?
 
 # %%
 guess_other = ...  # "yes" or "no"
@@ -704,7 +704,7 @@ print("guided the first only, much less than unguided:", upper["first only"] < u
 print("guided the second only, much more than both:", upper["second only"] > upper["both"] + 0.15)
 
 # %% [markdown]
-# *The velocity of each coordinate depends on both, so the guided one drags the other along. And half a guidance is not a milder guidance: it favours another island, which one depends on the half.* Each cloud by itself looks like class 1. In DiT's case FID says that little was lost; nothing guarantees that for the next code base. (Two clouds of unguided samples are 0.002 apart in each coordinate, so the numbers above are no noise.) A property finds it at once: *both halves of the guided noise are equal*.
+# *The velocity of each coordinate depends on both, so the guided one drags the other along. And half a guidance is not a milder one: it favours an island, and which one depends on the half.* Each cloud by itself looks like class 1. In DiT's case FID says that little was lost; nothing guarantees that elsewhere. (Two clouds of 2,000 unguided samples are about 0.002 apart in each coordinate: what the cell prints is no noise.) A property finds it at once: *both halves of the guided noise are equal*.
 #
 # ## 9. Write the test
 #

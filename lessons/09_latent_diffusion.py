@@ -3,7 +3,7 @@
 #
 # **Question.** Stable Diffusion does not diffuse pictures, it diffuses *latents*. What is a latent, what does it leave out, and what has to be right at the two joints between autoencoder and diffusion?
 #
-# **You need** lesson 02 (training, label dropout, the DDIM sampler) and lesson 04 (guidance). No GPU, no download; where MNIST is at hand, one more figure comes out.
+# **You need** lesson 02 (training, label dropout, the DDIM sampler) and lesson 04 (guidance). No GPU, no download; where MNIST is at hand, one figure is drawn from it.
 #
 # **You build** the loss of a variational autoencoder and the autoencoder itself, the scale factor, training and sampling between its two ends, a ledger of the cost, and a rate-distortion curve.
 #
@@ -47,9 +47,9 @@ def rng(seed=0):
 # %% [markdown]
 # ## 1. Why not pixels?
 #
-# Most bits of a picture are spent on what nobody sees: grain, the exact grey of each pixel. A model of pixels spends most of its effort there, too. **Latent diffusion** (Rombach et al. 2022) splits the work. *Stage 1*: an autoencoder makes pictures small; it takes care of the *perceptual* bits, how things look close by. *Stage 2*: a diffusion model learns the distribution of the small things, the *semantic* bits: what there is, and where. Stage 1 is trained once, frozen, and shared by many models.
+# Most bits of a picture are spent on what nobody sees: grain, the exact grey of each pixel. A model of pixels spends its effort there, too. **Latent diffusion** (Rombach et al. 2022) splits the work. *Stage 1*: an autoencoder makes pictures small; it takes care of the *perceptual* bits, how things look close by. *Stage 2*: a diffusion model learns the distribution of the small things, the *semantic* bits: what there is, and where. Stage 1 is trained once, frozen, and shared by many models.
 #
-# Some slides say that the autoencoder strips away "irrelevant high-level details". It is the other way round: **high-frequency** detail that one does not perceive goes, the high-level content stays. Section 9 measures it. The same slides speak of "multiple GPU days" for pixel models. The paper says *hundreds*: 150 to 1000 days of a V100 to train the strong ones of that time, and about five days of an A100 to draw 50,000 samples.
+# Some slides say that the autoencoder strips away "irrelevant high-level details". It is the other way round: **high-frequency** detail that one hardly perceives goes, the high-level content stays (section 9 measures it). They also give pixel models "multiple GPU days"; the paper says *hundreds*, 150 to 1000 days of a V100 to train the strong ones of that time, and about five days of an A100 to draw 50,000 samples.
 #
 # How small? Stable Diffusion 1 makes 64x64x4 numbers of 512x512x3, Stable Diffusion 3 makes 128x128x16 of 1024x1024x3. **Predict:** which one compresses more?
 
@@ -66,9 +66,9 @@ for name, ratio in compression.items():
 reveal(guess_smaller, max(("SD 1", "SD 3"), key=compression.get))
 
 # %% [markdown]
-# SD 3 keeps four times as many numbers per place: with few channels the decoder has to invent fine detail (faces, letters), and larger diffusion models can cope with more channels (Esser et al. 2024).
+# SD 3 keeps four times as many numbers per place: more channels make better reconstructions and harder latents, and larger diffusion models can cope with those (Esser et al. 2024).
 #
-# Not every well-known model is latent. *Imagen* (Saharia et al. 2022) is shown in the latent part of some slides, but diffuses **pixels**, in a cascade: 64x64 first, then two diffusion models that enlarge to 256 and to 1024. Make-A-Video is a pixel cascade as well.
+# Not every well-known model is latent. *Imagen* (Saharia et al. 2022) is shown in the latent part of some slides, but diffuses **pixels**, in a cascade: 64x64 first, then two diffusion models that enlarge to 256 and to 1024. Make-A-Video (Singer et al. 2022), shown beside it, is a cascade of decoder, interpolation and two super-resolution models as well.
 #
 # ## 2. Two Gaussians, and a bound
 #
@@ -81,17 +81,17 @@ reveal(guess_smaller, max(("SD 1", "SD 3"), key=compression.get))
 # %% exercise="09.1"
 
 # %% [markdown]
-# To train the encoder, gradients must pass through a *sample* of $q$. So write the sample as a function of $\mu$ and $v$ and of a noise that does not depend on them, $z=\mu+\sqrt v\,\epsilon$: the **reparameterisation** (Kingma & Welling 2014). It is the forward process of diffusion once more, with scales that are learned.
+# To train the encoder, gradients must pass through a *sample* of $q$. So write it as a function of $\mu$, $v$ and a noise that does not depend on them, $z=\mu+\sqrt v\,\epsilon$: the **reparameterisation** (Kingma & Welling 2014). It is the forward process of diffusion once more, with scales that are learned.
 
 # %% exercise="09.2"
 
 # %% [markdown]
-# **What to maximise.** A model with latents, $p(x)=\int p(z)\,p(x\mid z)\,\mathrm dz$, has an integral that we cannot do. Take any $q(z\mid x)$ and insert it:
+# **What to maximise.** A model with latents, $p(x)=\int p(z)\,p(x\mid z)\,\mathrm dz$, has an integral that we cannot do. So take any $q(z\mid x)$ and insert it:
 #
 # $$\log p(x)=\mathbb E_q\Big[\log\frac{p(x\mid z)\,p(z)}{q(z\mid x)}\Big]+\mathbb E_q\Big[\log\frac{q(z\mid x)}{p(z\mid x)}\Big]
 # =\underbrace{\mathbb E_q\log p(x\mid z)-\mathrm{KL}(q\,\|\,p(z))}_{\text{ELBO}}+\underbrace{\mathrm{KL}\big(q\,\|\,p(z\mid x)\big)}_{\ge0}.\tag{2}$$
 #
-# (Check: the logarithms add up to $\log p(x\mid z)p(z)/p(z\mid x)=\log p(x)$, by Bayes, whatever $z$.) So the **evidence lower bound** is below $\log p(x)$, by exactly the distance from $q$ to the true posterior.
+# (Check: the logarithms add up to $\log\frac{p(x\mid z)p(z)}{p(z\mid x)}=\log p(x)$, by Bayes, whatever $z$.) So the **evidence lower bound** is below $\log p(x)$, by exactly the distance from $q$ to the true posterior.
 #
 # In one dimension all of it is known: $z\sim\mathcal N(0,1)$, $x\mid z\sim\mathcal N(z,\tfrac12)$. Then $x\sim\mathcal N(0,\tfrac32)$ and $z\mid x\sim\mathcal N(\tfrac23x,\tfrac13)$. **Predict:** at $x=1.2$, with the prior itself as $q$, how far (in nats) does the bound lie below $\log p(x)$? 0, 0.4, 1.4 or 4?
 
@@ -121,14 +121,14 @@ print("the gap is the KL to the posterior:", all(abs(gap - exact) < 0.02 for gap
 #
 # $$\mathcal L=\mathbb E\big[\|x-\hat x\|^2+\beta\,\mathrm{KL}(q(z\mid x)\,\|\,\mathcal N(0,I))\big],\tag{3}$$
 #
-# both terms **summed** over what one picture has. So $\beta=1$ assumes pixels that are uncertain by $\sqrt{1/2}=0.7$ grey values of a range of 2: very much. (With $\beta>1$ this is the $\beta$-VAE of Higgins et al. 2017. Stable Diffusion's autoencoder has $10^{-6}$ in its published configuration, beside other losses, among them one that compares features and one of an adversary, which keep the picture sharp.)
+# both terms **summed** over what one picture has. So $\beta=1$ assumes pixels that are uncertain by $\sqrt{1/2}=0.7$, of a range of 2: very much. (Read with the decoder's variance fixed at $\tfrac12$ and $\beta>1$, it is the $\beta$-VAE of Higgins et al. 2017. Stable Diffusion's autoencoder has $10^{-6}$ in its published configuration, beside two losses that keep pictures sharp: one compares features, one is an adversary's.)
 
 # %% exercise="09.3"
 
 # %% [markdown]
 # ## 3. Stage 1: an autoencoder
 #
-# Train it on 1,097 of the 8x8 digits. The other 300 are held out twice: the autoencoder never sees them, nor does the judge that reads them (a support vector machine, fitted on yet other digits).
+# Train it on 1,097 of the 8x8 digits. Neither the autoencoder nor the judge (a support vector machine, fitted on yet other digits) sees the other 300.
 
 # %%
 images, labels = data.digits("train")
@@ -163,7 +163,8 @@ BETA = 1e-2
 # the quick run takes one that is trained already, on all of these digits
 autoencoder = load("digits-autoencoder").network if SMOKE else train_autoencoder(BETA, 500)
 _, rec, mu, _ = there_and_back(autoencoder, unseen)
-print(f"mean squared error per pixel {F.mse_loss(rec, unseen):.4f}; of the mean digit {unseen.var():.2f}")
+mean_digit = seen.mean(0).expand_as(unseen)
+print(f"squared error per pixel {F.mse_loss(rec, unseen):.4f}; of the mean digit {F.mse_loss(mean_digit, unseen):.2f}")
 print(f"the judge reads {class_accuracy(judge, unseen, unseen_labels)} of the originals")
 print(f"and             {class_accuracy(judge, rec.clamp(-1, 1), unseen_labels)} of the reconstructions")
 
@@ -174,7 +175,7 @@ show_tile(axes[1], channels, 10, "their latents: first and second channel, 4x4 e
 plt.show()
 
 # %% [markdown]
-# *Half as many numbers, and the digits are still read. A latent is itself a small picture: convolutions keep places in place (with 4x4 of them one hardly recognises a digit). That is why U-Nets and transformers work on latents as they are.*
+# *Half as many numbers, and the digits are still read. A latent is itself a small picture, as convolutions keep places in place (though in 4x4 of them one hardly recognises a digit): U-Nets and transformers work on it as it is.*
 #
 # Can one *draw* with it, without any diffusion? Take $z\sim\mathcal N(0,I)$, as the model behind the ELBO says, and decode:
 
@@ -185,7 +186,7 @@ show_tile(ax, autoencoder.decoder(random_latent).clamp(-1, 1), 20, "decoded rand
 plt.show()
 
 # %% [markdown]
-# *Strokes, but no digits: with so small a $\beta$ nothing makes the latents of all digits together (the **aggregate posterior**) look like $\mathcal N(0,I)$. Their neighbours depend on one another; independent noise does not.* Either make them look so, by a larger $\beta$, or learn how they are distributed: that is stage 2.
+# *Strokes, but hardly a digit: with so small a $\beta$ little makes the latents of all digits together (the **aggregate posterior**) look like $\mathcal N(0,I)$. Neighbours in a latent depend on one another; in independent noise they do not.* Either make latents look so, by a larger $\beta$, or learn how they are distributed: stage 2.
 #
 # ## 4. The weight of the KL
 #
@@ -235,12 +236,11 @@ def describe(beta):
 slider(draw_weight, list(ladder), "KL weight", describe, start=len(ladder) - 2)
 
 # %% [markdown]
-# *With $\beta=1$ reconstructions blur, and many are misread; most of each latent is noise; random latents decode to something more like digits. With $\beta=10$ every picture becomes the same mean digit.* No $\beta$ gives both sharp reconstructions and a simple distribution. Latent diffusion does not have to choose: a tiny $\beta$ for sharpness (the KL merely keeps latents from running away), and a diffusion model for the distribution.
-
-# %% [markdown]
+# *With $\beta=1$ reconstructions blur, and many are misread; most of each latent is noise; random latents decode to something nearer to digits. With $\beta=10$ every picture becomes the same mean digit.* No $\beta$ here gives both sharp reconstructions and a simple distribution. Latent diffusion need not choose: a tiny $\beta$ for sharpness (the KL merely keeps latents from running away), and a diffusion model for the distribution.
+#
 # ### Posterior collapse, exactly
 #
-# At $\beta=10$ the encoder says $\mathcal N(0,I)$ whatever it sees: **posterior collapse**. A lecture blames the Gaussian prior, for being unrealistic. Test that where the prior is *perfectly* realistic: data $x\sim\mathcal N(0,\lambda)$, one latent, encoder mean $ux$ with variance $v$, decoder $wz$. Then (3) is
+# At $\beta=10$ the encoder says $\mathcal N(0,I)$ whatever it sees: **posterior collapse**. Some slides blame the Gaussian prior, for being unrealistic. Test that where the prior is *perfectly* realistic: data $x\sim\mathcal N(0,\lambda)$, one latent, encoder mean $ux$ with variance $v$, decoder $wz$. Then (3) is
 #
 # $$\mathcal L=\lambda(1-uw)^2+w^2v+\tfrac\beta2\,(u^2\lambda+v-1-\log v).$$
 #
@@ -285,7 +285,7 @@ print("the latents together are N(0, 1) at every beta:", all(abs(v - 1) < 0.06 f
 # %% [markdown]
 # The prior fits exactly, at every $\beta$, and the posterior collapses all the same: the **KL term** does it, as soon as a latent costs more than it saves. A prior that does not fit causes another fault, the one of section 3: random latents that decode to nothing.
 #
-# And a **strong decoder** makes it cheap to collapse. Give the decoder a variance $\sigma^2$ of its own to learn. For every $\sigma^2\le\lambda$ the best $w^2=\lambda-\sigma^2$ makes $x\sim\mathcal N(0,w^2+\sigma^2)=\mathcal N(0,\lambda)$: the *same* ELBO, with a rate of $\tfrac12\log(\lambda/\sigma^2)$ that may be anything. At $\sigma^2=\lambda$ the decoder models the data by itself, and the latent is not needed:
+# And a **strong decoder** makes it cheap to collapse. Give the decoder a variance $\sigma^2$ of its own to learn. For every $\sigma^2\le\lambda$ the best $w$ has $w^2=\lambda-\sigma^2$, as above with $\sigma^2=\tfrac\beta2$, and makes $x\sim\mathcal N(0,w^2+\sigma^2)=\mathcal N(0,\lambda)$: the *same* ELBO, at a rate of $\tfrac12\log(\lambda/\sigma^2)$ that may be anything. At $\sigma^2=\lambda$ the decoder models the data by itself, and the latent is not needed:
 
 # %% tags=["nbval-check-output"]
 for variance in (0.01, 0.25, 1.0):
@@ -298,7 +298,7 @@ for variance in (0.01, 0.25, 1.0):
 print(f"log-likelihood of the data, E log p(x): {-0.5 * math.log(2 * math.pi) - 0.5:.4f}")
 
 # %% [markdown]
-# With text, where decoders predict each word from those before, this is what was first seen in practice (Bowman et al. 2016).
+# In practice it is well known from text, whose decoders predict each word from those before (Bowman et al. 2016).
 #
 # **Its sibling.** GANs are charged with *mode collapse*, and some slides explain: "it learns the data, not the distribution". That would be memorising, another fault. Mode collapse is *missing modes*. Two samplers of the archipelago, one with each fault:
 
@@ -307,8 +307,8 @@ world = archipelago()
 real, islands = world.sample(1000, rng(11))
 training, _ = world.sample(1000, rng(12))
 memoriser = training[torch.randint(1000, (1000,), generator=rng(13))]
-one_island = world.given(1).sample(1000, rng(14))[0]
-for name, made in (("memoriser", memoriser), ("mode collapse", one_island)):
+one_class = world.given(1).sample(1000, rng(14))[0]  # two islands of six
+for name, made in (("memoriser", memoriser), ("mode collapse", one_class)):
     precision, recall = precision_recall(real, made)
     copies = (torch.cdist(made, training).amin(1) < 1e-9).double().mean()
     print(f"{name}: misses no mode: {recall.value > 0.8}; copies training points: {bool(copies > 0.5)}")
@@ -316,9 +316,9 @@ for name, made in (("memoriser", memoriser), ("mode collapse", one_island)):
 # %% [markdown]
 # ### From the museum of real bugs: the mean that weighed 784
 #
-# In the summer of 2016 the VAE example of Keras decoded every place of the latent space to nearly the same picture (issue 3373). A commit had lost a factor, the number of pixels, so that the error (there a cross-entropy) was a *mean* over the 784 pixels of MNIST, while the KL stayed a sum. Pull request 3383 put the factor back. A mean over $D$ pixels plus $\beta\,\mathrm{KL}$ is $1/D$ times the sum plus $D\beta\,\mathrm{KL}$, so it amounts to a KL weight $D$ times yours. Here $D=64$.
+# In the summer of 2016 the VAE example of Keras decoded every place of the latent space to nearly the same picture (issue 3373). A commit had lost a factor, the number of pixels, so that the error (there a cross-entropy) was a *mean* over the 784 pixels of MNIST, beside a KL that was a sum; pull request 3383 put it back. A mean over $D$ pixels plus $\beta\,\mathrm{KL}$ is $1/D$ times the sum plus $D\beta\,\mathrm{KL}$, a KL weight $D$ times yours. Here $D=64$.
 #
-# **Predict:** linear theory applies to each principal direction of the data by itself. The largest variance of the digits along one is about 3. With this bug and $\beta=1$, how many of the directions keep any information?
+# **Predict:** in a linear autoencoder (4) holds for each principal direction of the data by itself. The largest variance of the digits along one is about 3. With this bug and $\beta=1$, how many directions keep any information?
 
 # %%
 guess_kept = ...
@@ -351,12 +351,12 @@ reveal(guess_kept, int((2 * lam > 64).sum()))
 #
 # $$\mathrm{SNR}_c(t)=\frac{\bar\alpha_t\,c^2\,\mathrm{Var}(z)}{1-\bar\alpha_t},$$
 #
-# shifted by $\log c^2$ on the logarithmic axis at every $t$. An autoencoder's latents have whatever variance training gave them; Stable Diffusion 1 multiplies its own by $c=0.18215$, one over the standard deviation that its authors measured once, over *all* entries. One number, so that channels keep their proportions, and stored with the weights: a latent means nothing without it. (SD 3 also subtracts a shift, as its latents' mean is not 0.)
+# shifted by $\log c^2$ on the logarithmic axis at every $t$. Latents have whatever variance training gave them; Stable Diffusion 1 multiplies its own by $c=0.18215$, one over the standard deviation that its authors measured once, over *all* entries. One number, so that channels keep their proportions, and stored with the weights: a latent means nothing without it. (SD 3 also subtracts a shift, as its latents' mean is not 0.)
 
 # %% exercise="09.4"
 
 # %% [markdown]
-# What happens to those who forget it? In the exact world, with the exact $\epsilon^*$, no network can be blamed. Take two classes on a line with variance exactly 1, scale them, and sample with 10 or 25 steps from $\mathcal N(0,1)$; then scale back, and measure how far the sorted samples are from sorted data.
+# And without it? In the exact world, with the exact $\epsilon^*$, no network can be blamed. Take two classes on a line with variance exactly 1, multiply them by $c$, and sample with 10 or 25 steps from $\mathcal N(0,1)$; then scale back, and measure how far the sorted samples are from sorted data.
 #
 # **Predict:** with the cosine table, which is worse: latents 30 times too large, or 30 times too small?
 
@@ -405,11 +405,11 @@ print(
 )
 
 # %% [markdown]
-# *Left: best at 1, and as bad on either side. Too small: nearly all steps see nothing but noise, and the picture is decided in the last one. Too large: it is decided in the first one. Right: DDPM's table spends many steps at low noise, and forgives large latents (but not small ones).* So "which is worse" depends on the table; the exact $\epsilon^*$ shows that it is no fault of training. What training adds: at the wrong scale most draws of $t$ teach nothing, and a network's first layer meets numbers of the wrong size.
+# *Left: best at 1, and about as bad on either side. Too small: nearly all steps see nothing but noise, and the picture is decided in the last one. Too large: it is decided in the first one. Right: DDPM's table spends three quarters of its steps where noise outweighs the signal, which is where large latents are decided, so it forgives these (and is best at 3), but not small ones.* "Which is worse" depends on the table; and as $\epsilon^*$ is exact, none of it is a fault of training. Training adds its own: at the wrong scale most draws of $t$ teach next to nothing, and a network's first layer meets numbers of the wrong size.
 #
 # ## 6. Stage 2: diffusion between the two ends
 #
-# Training encodes a picture, multiplies by $c$, and goes on as in lesson 02; the encoder is frozen. Sampling divides by $c$ and decodes, **once, at the end**. Nothing else is new. (Training on a *sample* of $q$ instead of its mean is as common; with so small a $\beta$ they hardly differ.)
+# Training encodes a picture, multiplies by $c$, and goes on as in lesson 02; the encoder is frozen. Sampling divides by $c$ and decodes, **once, at the end**. Nothing else is new. (Others train on a *sample* of $q$ instead of its mean; with so small a $\beta$ they hardly differ.)
 
 # %% exercise="09.5"
 
@@ -454,7 +454,7 @@ def train_latents(factor, steps, lr=4e-3):
 
 
 # %% [markdown]
-# **Predict:** with the factor forgotten, so that latents are ten times too large, the training loss comes out *higher* than with the right one; ten times too small, *lower*. Which of the two networks draws better pictures than the one with the right scale?
+# **Predict:** with a wrong factor, so that latents are ten times too large, the training loss comes out *higher* than with the right one; ten times too small, *lower*. Which of the two networks draws pictures nearer to digits (Fréchet distance) than the one with the right scale?
 
 # %%
 guess_wrong = ...  # "large", "small", "both" or "neither"
@@ -463,7 +463,8 @@ guess_wrong = ...  # "large", "small", "both" or "neither"
 factor = scale_factor(autoencoder.posterior(seen)[0])
 asked = torch.arange(10).repeat_interleave(5 if SMOKE else 30)
 shown, distance = {}, {}
-print(f"factor {factor:.3f}\nlatents          loss   read as asked, s = 1 and 2              Fréchet distance, s = 1")
+print(f"factor {factor:.3f}")
+print(f"{'latents':15} loss    {'read as asked, s = 1 and 2':46}distance, spread in a class (s = 1)")
 for name, multiple in (("right", 1.0), ("10 x too large", 10.0), ("10 x too small", 0.1)):
     wrong = factor * multiple
     model, loss = train_latents(wrong, 25 if SMOKE else 400)
@@ -472,7 +473,10 @@ for name, multiple in (("right", 1.0), ("10 x too large", 10.0), ("10 x too smal
     shown[name] = made[1.0].clamp(-1, 1)
     distance[name] = frechet_distance(judge.features(shown[name]), judge.features(seen))
     right = [str(class_accuracy(judge, pictures.clamp(-1, 1), asked)) for pictures in made.values()]
-    print(f"{name:15} {loss:.3f}   {right[0]}   {right[1]}   {distance[name]:.1f}")
+    spread = shown[name].unflatten(0, (10, -1)).var(1).mean()
+    print(f"{name:15} {loss:.3f}   {right[0]}   {right[1]}   {distance[name]:.1f}   {spread:.2f}")
+real_spread = torch.stack([seen[seen_labels == digit].var(0).mean() for digit in range(10)]).mean()
+print(f"spread in a class of real digits: {real_spread:.2f}")
 better = [kind for kind in ("large", "small") if distance[f"10 x too {kind}"] < distance["right"]]
 reveal(guess_wrong, {0: "neither", 2: "both"}.get(len(better), better[0] if better else ""))
 
@@ -522,7 +526,7 @@ plt.show()
 # %% exercise="09.6"
 
 # %% [markdown]
-# Four ways to draw one MNIST digit, with the same trunk (widths 32 and 64): on the 32x32 pixels; on latents; and on pixels folded, 4x4 of them, into 16 channels of an 8x8 picture, as this course's `mnist-unet` has it from the start. Folding loses nothing and costs nothing. **Predict:** how many times cheaper than unfolded pixels is a picture (25 steps, guided, decoder included) with latents? 2, 6, 15 or 50?
+# Three ways to draw one MNIST digit, with the same trunk (widths 32 and 64): on the 32x32 pixels; on pixels folded, 4x4 of them, into 16 channels of an 8x8 picture, as this course's `mnist-unet` does; and on latents. Folding loses nothing and costs nothing. **Predict:** how many times cheaper than unfolded pixels is a picture (25 steps, guided, decoder included) with latents? 2, 6, 15 or 50?
 
 # %%
 guess_cheaper = ...
@@ -588,15 +592,16 @@ with torch.inference_mode():
         print(f"{name:20} {1000 * min(runs) / 20:6.2f} ms per picture and evaluation, measured")
 
 # %% [markdown]
-# The cost of convolutions goes with the number of places, so 16 times fewer places cost nearly 16 times less; measured times follow, less well. But look at the middle row: **folding alone saves as much.** What, then, does the autoencoder buy?
+# The cost of convolutions goes with the number of places, so 16 times fewer places cost about 16 times less; measured times follow, less well. But look at the middle row: **folding alone saves as much.** What, then, does the autoencoder buy?
 #
-# - *Fewer numbers.* Folded pixels are 16 channels at each place, latents 2. A 4x4 patch has 16 numbers that the last layer must get right, all at once, from 32 features. Folding more and more (the patches of lesson 08) asks the trunk to be wider; latents do not.
-# - *Other numbers.* Squared error in pixels spends the network's effort on all frequencies alike. In the latent, what the eye ignores is gone already, and the decoder, trained for it, draws clean lines.
+# - *Fewer numbers.* Folded pixels are 16 channels at each place, latents 2: the last layer makes all 16 at once from 32 features. Folding further (the patches of lesson 08) asks for a wider trunk.
+# - *Other numbers.* Squared error in pixels spends the network's effort on all frequencies alike. In the latent, much of what the eye ignores is gone already, and a decoder trained for it draws the lines.
 #
-# Does either matter for MNIST? The folded network, trained for the same minute, sampled by *your* sampler, with nothing to encode or decode:
+# Does either matter for MNIST? Here is the folded network, sampled by *your* sampler, with nothing to decode. (Not at equal training: the cell prints the steps of each. `benchmarks/latents.md` compares at equal time.)
 
 # %% tags=["nbval-ignore-output", "skip-grading"]
 folded = TableNetwork(load("mnist-unet"), abar)
+print("trained: folded", folded.model.card["steps"], "steps, latents", mnist.model.card["steps"])
 made = ldm_sample(folded, folded.decode, 1.0, asked[::2], 2.0, 10 if SMOKE else 25, (1, 28, 28), abar, rng(6))
 print(f"folded pixels, s = 2: read as asked {class_accuracy(mnist_judge, made, asked[::2])}")
 print(f"latents,       s = 2: read as asked {class_accuracy(mnist_judge, pictures[2.0], asked)}")
@@ -606,16 +611,16 @@ show_tile(axes[1], pictures[2.0].unflatten(0, (10, -1))[:, 0], 10, "latents")
 plt.show()
 
 # %% [markdown]
-# *Judge by eye, too: look for specks in the background of the one, and for soft or broken strokes in the other.* At this size a lossless fold is the simpler choice and a fair rival. `benchmarks/latents.md` compares both at equal cost. The case for latents is made by large photographs, where a patch of 8x8 has 192 numbers and SD 1 keeps 4.
+# *Judge by eye, too: look for specks in the background of the one, and for soft or broken strokes in the other.* At this size a lossless fold is the simpler choice and a fair rival. The case for latents is made by large photographs, where 8x8 pixels have 192 numbers and SD 1 keeps 4.
 #
 # ## 9. What it loses
 #
-# The KL, averaged over pictures, has a meaning of its own: it is the **rate**, the bits it takes to tell someone who knows the prior which $z$ to decode. The squared error is the **distortion**. Each $\beta$ makes one point.
+# The KL, averaged over pictures, has a meaning of its own: it is the **rate**, the bits it takes to tell someone who knows the prior which $z$ to decode. The squared error is the **distortion**. Each $\beta$ makes one point. (A rate near 0 is no good compression but a collapse: look at the distortion beside it.)
 
 # %% exercise="09.7"
 
 # %% [markdown]
-# For a Gaussian of the same variances $\lambda_i$ along the principal directions, (4) holds for each $i$: direction $i$ keeps an error of $\min(\lambda_i,\tfrac\beta2)$ at $\max(0,\tfrac12\log_2\tfrac{2\lambda_i}\beta)$ bits. This is also the famous rate-distortion function of a Gaussian, "reverse water-filling" (Shannon): no code can do better on such data. Digits are not Gaussian.
+# For a Gaussian of the same variances $\lambda_i$ along the principal directions, (4) holds for each $i$: direction $i$ keeps an error of $\min(\lambda_i,\tfrac\beta2)$ at $\max(0,\tfrac12\log_2\tfrac{2\lambda_i}\beta)$ bits. This is the rate-distortion function of a Gaussian, "reverse water-filling" (Shannon): on such data no code does better. Digits are not Gaussian.
 #
 # **Predict:** is the trained autoencoder above that curve (worse) or below it (better)? And a label holds 3.3 bits: about how many bits must a latent carry for 19 of 20 digits to be read right?
 
@@ -635,6 +640,7 @@ for beta, net in ladder.items():
     points[beta] = (*rate_distortion(*trip), right)
     print(f"{beta:<6g} {points[beta][0]:6.1f} {points[beta][1]:7.4f} {points[beta][2]:8.2f}")
 
+# %% tags=["nbval-ignore-output", "skip-grading"]
 bits, errors, read = zip(*points.values(), strict=True)
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.3), layout="constrained")
 axes[0].plot(water_rate, water_error, color=COLOURS["data"], label="Gaussian with the digits' variances, formula")
@@ -662,7 +668,7 @@ guess_lost = ...  # "low" or "high" frequencies
 
 # %%
 def ring_power(pictures):
-    """Mean power of pictures (n, 1, h, h) at each radius (h // 2 + 1,) of the frequency plane, constant left out."""
+    """Mean power of pictures (n, 1, h, h) at the frequencies 1 .. h // 2; the corners count to the last."""
     h = pictures.shape[-1]
     power = torch.fft.fft2(pictures[:, 0] - pictures.mean()).abs().square().mean(0)
     k = torch.fft.fftfreq(h, 1 / h)
@@ -695,11 +701,11 @@ print(f"share of the power lost: lowest ring {float(lost[0]):.1%}, highest {floa
 reveal(guess_lost, "high" if lost[-1] > lost[0] else "low")
 
 # %% [markdown]
-# *The power of the error varies much less with frequency than that of the pictures, which sit at the low ones: of these next to nothing is lost, of the highest a good part.* So it is high-**frequency** detail that goes, and the high-**level** content that stays. What is lost at stage 1 no diffusion brings back: the decoder is the ceiling. Small print and small faces in SD 1 are limited by it.
+# *The power of the error varies much less with frequency than that of the pictures, which sit at the low ones: of these next to nothing is lost, of the highest a good part.* So it is high-**frequency** detail that goes, and the high-**level** content that stays. What is lost at stage 1 no diffusion brings back: the decoder is the ceiling, for small print and small faces, say.
 #
 # ## 10. Where everything else plugs in
 #
-# Lessons 02 to 08 need no change: a latent is a small picture with more channels. The label modulates blocks, words enter by cross-attention, **ControlNet** copies the encoder of the *latent* U-Net (and shrinks its hint to the size of the latent by a few convolutions of its own), DiT cuts latents into patches. **Guidance** combines $\epsilon_u$ and $\epsilon_c$ of latents. What does not carry over is what knows the meaning of numbers: clipping, thresholds, a classifier of pixels (it would need the decoder in between, and its gradient).
+# The other lessons need no change: a latent is a small picture with more channels. The label modulates blocks, words enter by cross-attention, **ControlNet** copies the encoder of the *latent* U-Net (and shrinks its hint to the size of the latent by a few convolutions of its own), DiT cuts latents into patches. **Guidance** combines $\epsilon_u$ and $\epsilon_c$ of latents. What does not carry over is what knows the meaning of numbers: clipping, thresholds, a classifier of pixels (it would need the decoder in between, and its gradient).
 #
 # **Three systems, set right.**
 #
@@ -709,15 +715,16 @@ reveal(guess_lost, "high" if lost[-1] > lost[0] else "low")
 # | text | 77 x 768: one vector per token, from CLIP | CLIP twice and T5: 154 tokens | T5 |
 # | enters by | cross-attention | *joint* attention, one sequence of text and image | cross-attention |
 #
-# Some slides give the text condition of SD 1 as "one vector of 768"; that is CLIP's pooled vector, which SD 1 does not use. And "SD 3 conditions by cross-attention" is what SD 3 *abolished*: text and image tokens attend to one another in one self-attention, with separate weights for each kind; pooled CLIP vectors (768 + 1280 numbers) join the time embedding. The difference is in the size of the attention matrix. **Predict:** how many entries per head at 1024x1024, in millions?
+# Some slides give the text condition of SD 1 as "one vector of 768"; that is CLIP's pooled vector, which SD 1 does not use. And "SD 3 conditions by cross-attention" names what SD 3 did away with: text tokens (CLIP's, too) and image tokens attend to one another in *one* self-attention, with separate weights for each kind; pooled CLIP vectors (768 + 1280 numbers) join the time embedding. **Predict:** how many entries per head has its attention matrix at 1024x1024, in millions?
 
 # %%
 guess_joint = ...
 
 # %% tags=["nbval-check-output"]
 image_tokens, text_tokens = (128 // 2) ** 2, 77 + 77  # 2x2 patches of a 128x128 latent
-print("if text came in by cross-attention:", f"{image_tokens * text_tokens:,}")
-print("joint attention:", f"{(image_tokens + text_tokens) ** 2:,}")
+print("self-attention of the image alone:", f"{image_tokens**2:,}")
+print("cross-attention to the text, beside it:", f"{image_tokens * text_tokens:,}")
+print("joint attention, in place of both:", f"{(image_tokens + text_tokens) ** 2:,}")
 print("text of SD 1:", f"77 x 768 = {77 * 768:,} numbers, not 768")
 
 # %%
@@ -726,7 +733,7 @@ reveal(guess_joint, round((image_tokens + text_tokens) ** 2 / 1e6), " million", 
 # %% [markdown]
 # ## 11. Write the test
 #
-# A KL that lacks its half, a sign, a sum, takes the log-variance for a log of the standard deviation, or is the other way round still trains. It only has another $\beta$, or another optimum. Write the test that tells.
+# A KL that lacks its half or a sign, averages, takes the log-variance for the log of the standard deviation, or is the other way round still runs, and mostly trains: with another $\beta$, or to another optimum. Write the test that tells.
 
 # %% exercise="09.8"
 
@@ -741,7 +748,7 @@ reveal(guess_joint, round((image_tokens + text_tokens) ** 2 / 1e6), " million", 
 # - Posterior collapse is the KL's doing, helped by a decoder that can do without $z$. A prior that does not fit is another fault, and diffusion is the cure for that one.
 # - Scale latents to unit variance with one stored number, divide by it before decoding, and clip nothing.
 # - What is lost is high-frequency; what stays is high-level. The first few bits carry the meaning.
-# - The saving is in the number of places. Folding pixels saves the same; the autoencoder saves *numbers*, and chooses which.
+# - The saving is in the number of places. Folding pixels saves as much; the autoencoder saves *numbers*, and chooses which.
 #
 # ## Questions
 #
@@ -755,11 +762,11 @@ reveal(guess_joint, round((image_tokens + text_tokens) ** 2 / 1e6), " million", 
 # ### END SOLUTION
 # 3. Why one factor for all channels, and not one for each?
 # ### BEGIN SOLUTION
-# *Either works, if stored. One number keeps the proportions of channels, so that a weak channel (little said there) gets less of the loss. The schedule only needs the overall level.*
+# *Either works, if stored. One number keeps the proportions of channels: a weak one stays weak, and drowns in noise earlier. The schedule only needs the overall level.*
 # ### END SOLUTION
 # 4. Could the KL be left out altogether ($\beta=0$)?
 # ### BEGIN SOLUTION
-# *Then $q$ may shrink to a point, latents may be of any size, and near latents need not decode to near pictures, while the diffusion model's small errors have to. A little noise in $z$ makes the decoder smooth. Quantising latents (VQ) is the other usual way.*
+# *Then $q$ may shrink to a point, latents may be of any size, and nothing asks that near latents decode to near pictures, though a diffusion model always errs a little. Some noise in $z$ makes the decoder smooth. Quantising latents (VQ) is the other usual way.*
 # ### END SOLUTION
 # 5. The loss of your latent model is 0.05, that of a colleague 0.3. Whose is better?
 # ### BEGIN SOLUTION
