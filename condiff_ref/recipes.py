@@ -227,7 +227,7 @@ SCENES_UNET = Recipe(
     arguments=dict(dim=64, depth=2, heads=4, widths=(32, 64), emb_dim=64),
     bind_steps=500,
     time_mean=0.5,
-    steps=1500,
+    steps=2000,
     seconds=None,
 )
 SCENES_JOINT = replace(

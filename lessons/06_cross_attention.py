@@ -477,9 +477,8 @@ print(
 )
 print(f"distance of the two means: {float((images.mean(0) - texts.mean(0)).norm()):.6f}")
 reader = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
-print(
-    f"a linear layer made for texts reads {float(texts[0] @ reader):.6f}, of the picture {float(images[0] @ reader):.6f}"
-)
+read_text, read_picture = (float(x[0] @ reader) for x in (texts, images))
+print(f"a linear layer made for texts reads {read_text:.6f} in the caption, {read_picture:.6f} in the picture")
 
 # %%
 reveal(guess_nearer, "picture")
@@ -649,7 +648,7 @@ for ax, what in zip(axes, ("whole 1", "whole 2")):
         ends = torch.tensor([[r.value - r.low, r.high - r.value] for r in rows]).T
         at = [shift * scale for scale in scales]
         ax.errorbar(at, [r.value for r in rows], ends, fmt="o-", capsize=3, color=COLOURS[colour], label=name)
-    ax.set(xscale="log", xlabel="guidance scale", ylim=(0, 1), title=f"whole caption right, {what[-1]} digit(s)")
+    ax.set(xscale="log", xlabel="guidance scale", ylim=(0, 1), title=f"all four quadrants right, {what[-1]} digit(s)")
     ax.set_xticks(scales, scales)
     ax.minorticks_off()
 axes[1].axhline(len(bags) / len(pairs), color=COLOURS["data"], ls=":", label="no word order: at most")
@@ -882,9 +881,8 @@ context = network.text(ids)
 everything = flops_of(lambda: network(x, t, label=ids))
 reading = flops_of(lambda: network.text(ids))
 words_only = flops_of(lambda: network.unet.attention(torch.zeros(1, network.unet.widths[-1], 8, 8), context, ids != 0))
-print(
-    f"{everything / 1e6:.1f} MFLOP, of these cross-attention {words_only / everything:.1%}, text {reading / everything:.1%}"
-)
+print(f"{everything / 1e6:.1f} MFLOP, of these", end=" ")
+print(f"cross-attention {words_only / everything:.1%}, text {reading / everything:.1%}")
 
 # %% [markdown]
 # The text encoder need only run once per caption, not at every step; the same holds for keys and values. Guidance doubles the rest, as ever.

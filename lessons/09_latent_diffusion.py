@@ -488,7 +488,7 @@ for ax, (name, made) in zip(axes, shown.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# *The same architecture, steps and noise, sampled as trained: only the scale differs. (One seed each.)* Losses across scales say nothing, as their floors differ: for Gaussian latents the best possible loss at $t$ is $\mathrm{SNR}_c/(1+\mathrm{SNR}_c)$, nearly 1 for large latents and nearly 0 for small ones, where it is enough to copy the input.
+# *The same architecture, steps and noise, sampled as trained: only the scale differs. (One seed each.) Large latents spoil the digits. Small ones are read as asked even more often, and yet twice as far from real digits: decided in the last steps, they come out near the average of their class, with half of its spread.* So accuracy alone would choose the wrong scale. Nor do losses help, as their floors differ: for Gaussian latents the best possible loss at $t$ is $\mathrm{SNR}_c/(1+\mathrm{SNR}_c)$, nearly 1 for large latents and nearly 0 for small ones, where it is enough to copy the input.
 #
 # **Latents have no range.** A picture's pixels end at $-1$ and $1$, so samplers of pixels clip $\hat x_0$, and Imagen's *dynamic thresholding* rescales it per picture when guidance pushes it outside. In a latent there is nothing to clip to: a large entry is a strong feature, not an error.
 
@@ -658,7 +658,7 @@ enough = [b for b, share in zip(bits, read, strict=True) if share > 0.95]
 reveal(guess_read, f"at most {min(enough):.0f} bits" if enough else "more than these have")
 
 # %% [markdown]
-# *Left: rate against error. Right: what is in the bits. The first few dozen say which digit it is; the hundred and more after them make the error smaller, and nobody reads the digits any better for it.* Semantic bits come first, and are few; perceptual bits are many. (Digits are not Gaussian, so a perfect code would be below the line. This one is small and briefly trained, has 32 latents for 64 pixels, and its bits are counted against $\mathcal N(0,I)$, which its latents do not follow.)
+# *Left: rate against error. Right: what is in the bits. The first few dozen say which digit it is; the hundred and more after them make the error smaller, and the judge reads the digits hardly any better for it.* Semantic bits come first, and are few; perceptual bits are many. (Digits are not Gaussian, so a perfect code would be below the line. This one is small and briefly trained, has 32 latents for 64 pixels, and its bits are counted against $\mathcal N(0,I)$, which its latents do not follow.)
 #
 # **And in which frequencies is the error?** Compare the spectrum of the error with that of the pictures, ring by ring. **Predict:** what does the autoencoder lose?
 
