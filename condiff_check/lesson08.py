@@ -166,7 +166,7 @@ def dit_cfg(out: Tensor, channels: int, scale: float) -> Tensor:
 
 
 def my_block_test(DiTBlock: Callable) -> None:
-    """Raise an AssertionError if DiTBlock(dim, heads), as described in its exercise, is wrong; else return None."""
+    """Raise an AssertionError if DiTBlock(dim, heads), as described in 08.3, is wrong; return None if it is right."""
     torch.manual_seed(0)
     block = DiTBlock(8, 2)
     x, c = torch.randn(3, 5, 8), torch.randn(3, 8)
@@ -2869,7 +2869,13 @@ _BLOCK_WRONG = (
 )
 
 
-def _block_test_by(*looks: str, examples: int = 3, act: Callable = F.silu) -> Callable:
+def _nearly(mine: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(mine, theirs, atol=1e-4)
+
+
+def _block_test_by(
+    *looks: str, examples: int = 3, act: Callable = F.silu, same: Callable[[Tensor, Tensor], bool] = _nearly
+) -> Callable:
     """A test that looks at some things only."""
 
     def my_block_test(DiTBlock: Callable) -> None:
@@ -2892,7 +2898,7 @@ def _block_test_by(*looks: str, examples: int = 3, act: Callable = F.silu) -> Ca
             shift1, scale1, gate1, shift2, scale2, gate2 = block.modulation(act(c))[:, None].chunk(6, dim=-1)
             h = x + gate1 * block.attention(F.layer_norm(x, (8,), eps=1e-6) * (1 + scale1) + shift1)
             right = h + gate2 * block.mlp(F.layer_norm(h, (8,), eps=1e-6) * (1 + scale2) + shift2)
-            assert torch.allclose(block(x, c), right, atol=1e-4)
+            assert same(block(x, c), right)
         if "gates" in looks:
             for parameter in (block.modulation.weight, block.modulation.bias):
                 parameter.data[16:24] = parameter.data[40:48] = 0
@@ -3007,6 +3013,12 @@ MY_BLOCK_TEST = test_exercise(
             "Your test refuses correct blocks: the formula it compares with is wrong, or it is too strict, with == "
             "where allclose is due.",
             (_block_test_by("fresh", "formula", act=lambda c: c),),
+        ),
+        Mistake(
+            "equal to the last bit",
+            "Your test refuses a correct block that sums in another order: its numbers differ by rounding alone. "
+            "Compare with torch.allclose, not with torch.equal; equal to the last bit is due for a fresh block only.",
+            (_block_test_by("fresh", "parameters", "formula", same=torch.equal),),
         ),
         Mistake(
             "the number of parameters only",

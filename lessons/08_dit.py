@@ -75,11 +75,11 @@ slider(
 # %% [markdown]
 # *The same 64 numbers in another order; with $p=8$ the whole digit is one token.* That two tokens touch in the picture cannot be seen from the matrix.
 #
-# **What patches cost.** Count the multiply-adds (MACs) of one block with $m$ tokens, without the condition (section 5): queries, keys, values and output $4md^2$, the MLP $8md^2$, the products of attention $2m^2d$, together
+# **What patches cost.** Count the multiply-adds (MACs) of one block with $m$ tokens, without the condition (section 5): queries, keys, values and output $4md^2$, the MLP ($d\to4d\to d$) $8md^2$, the two products of attention, $QK^\top$ and weights times $V$, $2m^2d$, together
 #
 # $$12\,m\,d^2+2\,m^2d,\qquad m=\frac{HW}{p^2}.\tag{1}$$
 #
-# **Predict before you run.** DiT-XL works on latents of $32\times32$ (lesson 09) with $d=1152$. With patches of side 2 instead of 4, by which factor does the bill grow? And its number of parameters, by how much?
+# **Predict before you run.** DiT-XL (28 blocks, $d=1152$, 675 million parameters) works on latents of $32\times32$ with $C=4$ channels (lesson 09). With patches of side 2 instead of 4, by which factor does its bill grow, and by which its number of parameters?
 
 # %%
 guess_bill, guess_parameters = ..., ...  # factors
@@ -100,13 +100,7 @@ reveal(guess_parameters, round((675e6 + ends[2] - ends[4]) / 675e6, 3), close=0.
 #
 # ## 2. Where is a token?
 #
-# Nowhere does attention use the *order* of its inputs. Let $P$ be a matrix that permutes tokens. Queries, keys and values become $PQ,PK,PV$. Softmax works on each row by itself, and exchanging entries of a row exchanges them in its result, so (with the scale of the products taken into $Q$)
-#
-# $$\mathrm{softmax}\big(PQK^\top P^\top\big)\,PV=P\,\mathrm{softmax}(QK^\top)\,P^\top P\,V=P\,\mathrm{Attention}(h).$$
-#
-# Norms and MLPs act on each token alone. So the whole transformer is **permutation equivariant**: shuffle the tokens, and the same output comes out, shuffled.
-#
-# **Predict:** shuffle the 16 tokens of a digit, let an attention layer look at them, and undo the shuffle. How far is the result from that without shuffling?
+# **Predict:** shuffle the 16 tokens of a digit, let an attention layer look at them, and undo the shuffle. How far (largest difference) is the result from that without shuffling?
 
 # %%
 guess_shuffled = ...
@@ -127,6 +121,12 @@ with torch.no_grad():
 reveal(guess_shuffled, round(gap, 6), close=1e-6)
 
 # %% [markdown]
+# Not at all, up to rounding. Nowhere does attention use the *order* of its inputs. Let $P$ be a matrix that permutes tokens. Queries, keys and values become $PQ,PK,PV$. Softmax works on each row by itself, and exchanging entries of a row exchanges them in its result, so (with the scale of the products taken into $Q$)
+#
+# $$\mathrm{softmax}\big(PQK^\top P^\top\big)\,PV=P\,\mathrm{softmax}(QK^\top)\,P^\top P\,V=P\,\mathrm{Attention}(h).$$
+#
+# Norms and MLPs act on each token alone. So the whole transformer is **permutation equivariant**: shuffle the tokens, and the same output comes out, shuffled.
+#
 # So a vector for the *place* is added to each token. DiT's are fixed: sines and cosines of the column, then of the row, as lesson 02 did with time.
 
 # %% exercise="08.2"
@@ -187,7 +187,7 @@ reveal(guess_identity, "no")
 #
 # Six vectors from one linear map of $\mathrm{SiLU}(c)$, of which all start at 0.
 #
-# **The block is the identity exactly when the gates are 0** (for all weights of the branches). *If:* with $g_1=g_2=0$ both lines of (3) read $h\leftarrow h$, whatever scales and shifts are. *Only if:* suppose it is the identity for all weights. Choose the last layer of the MLP as 0, and that of attention as weight 0, bias 1: attention says 1 everywhere, the block returns $h+g_1$, so $g_1=0$. Exchange the roles of the two: $g_2=0$. $\square$
+# **The block is the identity exactly when the gates are 0** (for all weights of the branches). *If:* with $g_1=g_2=0$ both lines of (3) read $h\leftarrow h$, whatever scales and shifts are. *Only if:* suppose it is the identity for all weights. Choose weight and bias of the MLP's last layer as 0, and those of attention's as 0 and 1: attention says 1 everywhere, the block returns $h+g_1$, so $g_1=0$. Exchange the roles of the two: $g_2=0$. $\square$
 
 # %% exercise="08.3"
 
@@ -257,9 +257,9 @@ class SmallDiT(nn.Module):
 # %% [markdown]
 # **What starts at zero.** The modulation of each block, the final modulation, *and* the head. So the fresh network answers 0 to everything.
 #
-# A zero stops gradients: with $y=Wh$ and $\delta=\partial\mathcal L/\partial y$, the gradient of $W$ is $\delta h^\top$, that of $h$ is $W^\top\delta$: a zero $W$ learns as long as $h\ne0$, and lets nothing through to what lies before it. And for a gate, with $y=g\odot a$: the gate gets $\delta\odot a\ne0$, the branch gets $\delta\odot g=0$. So the network wakes up in an order, which can be derived.
+# A zero stops gradients: with $y=Wh$ and $r=\partial\mathcal L/\partial y$ (what comes back), the gradient of $W$ is $r\,h^\top$, that of $h$ is $W^\top r$: a zero $W$ learns as long as $r$ and $h$ are not 0, and lets nothing through to what lies before it. And for a gate, with $y=g\odot a$, where $a$ is what the branch says: the gate gets $r\odot a\ne0$, the branch gets $r\odot g=0$. So the network wakes up in an order, which can be derived.
 #
-# **This exercise is the prediction.** Write the start, and say for each part in which backward pass (0, 1, 2, ...) it first gets a gradient. Pencil first: what does $\delta$ have to pass through?
+# **This exercise is the prediction.** Write the start, and say for each part in which backward pass (0, 1, 2, ...) it first gets a gradient. Pencil first: what does $r$ have to pass through?
 
 # %% exercise="08.4"
 
@@ -352,9 +352,9 @@ for name in seen[0]:
     print(f"the output first depends on {name:13} at forward", next(i for i, row in enumerate(seen) if row[name] > 0))
 
 # %% [markdown]
-# *A staircase. White cells are exact zeros, not small numbers.* Forward 0 gives 0 everywhere. After backward 0 the head is awake, so forward 1 answers something: but the blocks are still the identity and the final norm is still a plain one, so each patch is answered from itself and its place alone. Nobody has read the clock, the label or a neighbour. In backward 1 $\delta$ passes the head and reaches the final modulation, the stem and the gates; not the rest, which acts through gates or modulations that are still 0. **The label is heard for the first time in the third forward pass**, as ControlNet's hint was in lesson 07.
+# *A staircase. White cells are exact zeros; $10^{-6}$ is small, but learns.* Forward 0 gives 0 everywhere. After backward 0 the head is awake, so forward 1 answers something: but the blocks are still the identity and the final norm is still a plain one, so each patch is answered from itself and its place alone. Nobody has read the clock, the label or a neighbour. In backward 1 $r$ passes the head and reaches the final modulation, the stem and the gates; not the rest, which acts through gates or modulations that are still 0. **The label is heard for the first time in the third forward pass**, as ControlNet's hint was in lesson 07.
 #
-# Three steps are nothing in a long run (with Adam it is the same three). But they matter for *checks*: **a fresh network hides mistakes.** Here are four wrong ways to ask it. **Predict:** how many of the four change the output of the fresh network?
+# Three steps are nothing in a long run (with Adam it is the same three). But they matter for *checks*. Four wrong ways to ask a network: drop the label, reverse the time, transpose the picture, mix up the batch. **Predict:** how many of the four change the output of the fresh network?
 
 # %%
 guess_changes = ...
@@ -391,7 +391,7 @@ print("noticed with a fresh network:", noticed(fresh))
 print("noticed once its zeros are random:", noticed(awake(fresh)))
 
 # %% [markdown]
-# Inside a block it is the same: shift and scale exchanged, the SiLU forgotten, the MLP fed with the wrong tokens, all that is multiplied by a gate of 0. So a check of a zero-initialised network first **randomises the zeros**. The checks of this lesson do, and yours in section 9 should.
+# **A fresh network hides mistakes.** Inside a block it is the same: shift and scale exchanged, the SiLU forgotten, the MLP fed with the wrong tokens, all that is multiplied by a gate of 0. So a check of a zero-initialised network first **randomises the zeros**. The checks of this lesson do, and yours in section 9 should.
 #
 # ### The gates open
 #
@@ -578,9 +578,9 @@ for guess, start in ((guess_best, 0.02), (guess_best_loud, 0.5)):
     reveal(guess, min(DESIGNS, key=lambda design: sum(told[start, design])))
 
 # %% [markdown]
-# *After 300 steps from the published start, in-context has the lowest loss; from the louder one, adaLN-Zero has.* (A third seed of these two agrees. The quick run of the tests trains for eight steps and shows nothing.) In context, the label's token passes a layer norm first: however short its vector, it arrives at full length. The other designs take the vector as it is, and 0.02 is quiet (a likely reason; the table shows the effect, not its cause).
+# *After 300 steps from the published start, in-context has the lowest loss; from the louder one, adaLN-Zero has.* (A third seed of these two agrees. The quick run of the tests trains for eight steps and shows nothing.) A likely reason: in context, the label's token passes a layer norm first. However short its vector, it arrives at full length; only its direction counts, and a long vector turns more slowly. The other designs take the vector as it is, and 0.02 is quiet. (The table shows the effect, not its cause.)
 #
-# Does this contradict the paper? No: with 1,200 steps instead of 300, and the *published* start, the same code puts adaLN-Zero in front, at 0.547 and 0.551 (seeds 0 and 1) against 0.567 and 0.565 in context (seed 0 of adaLN: 0.558, of cross-attention: 0.565). So read a comparison of designs as one of designs *with their start, rate and length of training*; a network with 100,000 weights on 8x8 digits neither confirms nor refutes one on ImageNet.
+# Does this contradict the paper? No: with 1,200 steps instead of 300, and the *published* start, the same code puts adaLN-Zero in front, at 0.547 and 0.551 (seeds 0 and 1) against 0.567 and 0.565 in context (seed 0 of adaLN: 0.558, of cross-attention: 0.565). So read a comparison of designs as one of designs *with their start, rate and length of training*; a network with 100,000 weights on 8x8 digits neither confirms nor refutes one on ImageNet. A larger comparison of the four, with longer training, more seeds and guidance, is in `benchmarks/architectures.md`.
 #
 # ## 8. Sampling and guidance
 #
@@ -626,7 +626,7 @@ for ax, name in zip(axes, ("mnist-dit", "mnist-unet"), strict=True):
 plt.show()
 
 # %% [markdown]
-# *Two architectures, one task: a convolution sees neighbours by construction, a transformer has to learn where to look.* Their cards (`data/checkpoints/*.md`) say for how long each was trained, and how far each is from real digits. Sizes and training differ: this is no contest of designs.
+# *Two architectures, one task: a convolution sees neighbours by construction, a transformer has to learn where to look.* Their cards (`data/checkpoints/*.md`) say for how long each was trained, and how far each is from real digits. Sizes and training differ: this is no contest of designs. (`benchmarks/architectures.md` has one at equal seconds of training.)
 
 # %% [markdown]
 # ### From the museum of real bugs: three channels of four
@@ -733,11 +733,11 @@ print("guided the second only, much more than both:", upper["second only"] > upp
 # ### END SOLUTION
 # 2. Another one zeroes the modulations, the head *and* the stem, "to be safe". What can the network no longer learn, at first?
 # ### BEGIN SOLUTION
-# *At forward 0 the tokens are the positions alone, so the head learns at backward 0 from places, not from pixels. The stem gets a gradient at backward 1 through the head, as usual: it wakes. Zero the positions too (or leave them out), and $h=0$: its norm is 0, only the head's bias learns, which gives the same answer in every patch, and $W^\top\delta$ stays 0 for everything else: the network never wakes.*
+# *At forward 0 the tokens are the positions alone, so the head learns at backward 0 from places, not from pixels. The stem gets a gradient at backward 1 through the head, as usual: it wakes. Zero the positions too (or leave them out), and $h=0$: its norm is 0, only the head's bias learns, which gives the same answer in every patch, and $W^\top r$ stays 0 for everything else: the network never wakes.*
 # ### END SOLUTION
 # 3. Why does the label table not get a gradient at backward 1, though the final modulation does?
 # ### BEGIN SOLUTION
-# *The gradient of $c$ passes $W^\top$ of the modulations, and in that pass they are still 0. Their own gradient, $\delta\,\mathrm{SiLU}(c)^\top$, is not.*
+# *The gradient of $c$ passes $W^\top$ of the modulations, and in that pass they are still 0. The final modulation's own gradient, $r\,\mathrm{SiLU}(c)^\top$, is not.*
 # ### END SOLUTION
 # 4. Your latents are $64\times64$ instead of $32\times32$ (same patches). What happens to DiT-XL/2's parameters, to its bill, and to the share of attention's products?
 # ### BEGIN SOLUTION
@@ -752,4 +752,4 @@ print("guided the second only, much more than both:", upper["second only"] > upp
 # *$118.6\cdot10^9$ multiply-adds are $237\cdot10^9$ FLOPs; times 2 for guidance, times 250: $1.2\cdot10^{14}$, or 0.3 s at the printed rate, which no real program reaches.*
 # ### END SOLUTION
 #
-# **Sources.** Peebles & Xie 2023 (DiT, arXiv 2212.09748; github.com/facebookresearch/DiT, read at commit ed81ce2, its pull request 12 and issue 41); Perez et al. 2018 (FiLM); Dosovitskiy et al. 2021 (patches as tokens); Goyal et al. 2017 (zero start of residual branches, 1706.02677); Vaswani et al. 2017; Nichol & Dhariwal 2021 (learned variance); Chen et al. 2023 (PixArt-$\alpha$, 2310.00426). Numbers are computed in the cells above.
+# **Sources.** Peebles & Xie 2023 (DiT, arXiv 2212.09748; github.com/facebookresearch/DiT, read at commit ed81ce2, its pull request 12 and issue 41); Perez et al. 2018 (FiLM); Dosovitskiy et al. 2021 (patches as tokens); Goyal et al. 2017 (zero start of residual branches, 1706.02677); Vaswani et al. 2017; Nichol & Dhariwal 2021 (learned variance); Chen et al. 2023 (PixArt-$\alpha$, 2310.00426). Numbers are computed in the cells above, except those of the longer runs and the third seed in section 7.
