@@ -53,8 +53,8 @@ def compare(
         ]
         weights = sum(p.numel() for p in recipe.build().parameters())
         means = {name: over_seeds([row[name] for row in rows]) for name in rows[0]}
-        lines.append([title, f"{weights:,}", f"{1000 * seconds:.0f}", f"{steps:,}", *means.values()])
         means = {name: value for name, value in means.items() if name != "loss" or with_loss}
+        lines.append([title, f"{weights:,}", f"{1000 * seconds:.0f}", f"{steps:,}", *means.values()])
         columns = ["network", "weights", "ms per step", "steps", *means]
     return table(columns, lines)
 

@@ -1157,7 +1157,7 @@ WAKEUP_TABLE = Exercise(
         Fact(
             "two zero layers around a live copy",
             _table_of(_rig_two_zeros),
-            "each step: clear, backward pass, look, move the weights",
+            "each step: clear, backward pass of a fresh loss(), look, move the weights",
         ),
         Fact("one zero layer, or none", _table_of(_rig_one_zero, _rig_no_zero), "does each row see new weights?"),
         Fact("a copy that was made after freezing", _table_of(_rig_frozen), "what is p.grad of a frozen parameter?"),
@@ -1305,7 +1305,8 @@ def _dots(height: int, width: int, *places: tuple[int, int]) -> Tensor:
 
 
 def _picture(x: Tensor) -> str:
-    return "\n".join("".join("#" if v > 0 else "." for v in row) for row in x[0, 0].tolist())
+    """# for 1, . for 0, + for what lies between."""
+    return "\n".join("".join("." if v <= 0 else "#" if v > 0.999 else "+" for v in row) for row in x[0, 0].tolist())
 
 
 def _hints_binary(answer: Answer, g: Generator) -> None:
@@ -1380,7 +1381,7 @@ def _edge_everywhere(answer: Answer, g: Generator) -> None:
     area = F.pad(x[i : i + 1], [1] * 4, value=-1.0)[:, :, row : row + 3, column : column + 3]
     raise Wrong(
         f"in a drawing in greys your outline is {float(got[i, 0, row, column]):g} at row {row}, column {column}; "
-        f"the ink around it is\n{_picture(area)}",
+        f"the ink around it is\n{_picture((area > 0).to(area))}",
         expected=f"{float(due[i, 0, row, column]):g}",
     )
 

@@ -354,7 +354,7 @@ for name in seen[0]:
 # %% [markdown]
 # *A staircase. White cells are exact zeros; $10^{-6}$ is small, but learns.* Forward 0 gives 0 everywhere. After backward 0 the head is awake, so forward 1 answers something: but the blocks are still the identity and the final norm is still a plain one, so each patch is answered from itself and its place alone. Nobody has read the clock, the label or a neighbour. In backward 1 $r$ passes the head and reaches the final modulation, the stem and the gates; not the rest, which acts through gates or modulations that are still 0. **The label is heard for the first time in the third forward pass**, as ControlNet's hint was in lesson 07.
 #
-# Three steps are nothing in a long run (with Adam it is the same three). But they matter for *checks*. Four wrong ways to ask a network: drop the label, reverse the time, transpose the picture, mix up the batch. **Predict:** how many of the four change the output of the fresh network?
+# Three steps are nothing in a long run (with Adam it is the same three). But they matter for *checks*. Four wrong ways to ask a network: ignore the label, reverse the time, transpose the picture, mix up the batch. **Predict:** how many of the four change the output of the fresh network?
 
 # %%
 guess_changes = ...
