@@ -75,6 +75,8 @@ def _factor(draws: Sequence[Draw]) -> str | None:
                 return f"your result is {lengths[0]} times too large, which is {name}{word}"
     if draws[0][2].numel() == 1:
         return None  # a single number is always some multiple of another
+    if all(math.isclose(f, 1, rel_tol=1e-4) for f in factors):
+        return None  # right but for its last digits: a factor of 1 tells nobody anything
     if max(factors) - min(factors) < 1e-6 * abs(factors[0]):
         return f"your result is {factors[0]:.4g} times the right one, always"
     return f"your result is the right one times a number that depends on the inputs ({factors[0]:.4g} here)"
@@ -183,7 +185,9 @@ def _part(draws: Sequence[Draw]) -> str | None:
         if len({tuple(w.shape) for w in wrong}) == 1 and all(torch.equal(w, wrong[0]) for w in wrong):
             bad = wrong[0].nonzero().flatten().tolist()
             if 0 < len(bad) < len(wrong[0]):
-                return f"along axis {axis} only {_these(bad)} is wrong; the other {len(wrong[0]) - len(bad)} are right"
+                verb = "is" if len(bad) == 1 else "are"
+                rest = len(wrong[0]) - len(bad)
+                return f"along axis {axis} only {_these(bad)} {verb} wrong; the other {rest} are right"
     return None
 
 
