@@ -316,6 +316,12 @@ KL_GAUSS = Exercise(
             (_kl_by(factor=1.0),),
         ),
         Mistake(
+            "logvar outside of the half",
+            "The factor 1/2 belongs to logvar, too: you subtract all of it, as if the KL were "
+            "(mu^2 + var - 1) / 2 - logvar. (A logarithm of the standard deviation would be logvar / 2.)",
+            (_kl_by(lambda mu, lv: mu**2 + lv.exp() - 1 - 2 * lv),),
+        ),
+        Mistake(
             "logvar taken for the standard deviation",
             "You square logvar as if it were a standard deviation: a log-variance is not a std. The variance is "
             "exp(logvar).",
@@ -1703,11 +1709,12 @@ def _sample_see(answer: Answer, g: Generator) -> object:
         noise_ = model.asked[0].xt[: len(y)].double()
         z_label, z_null = model.points[y], model.points[_NULL].expand(len(y), *_SHAPE)
         first.append(noise_)
-        second = model.asked[min(2, len(model.asked) - 1)].xt[: len(y)].double()
+        steps = _by_time(model.asked)  # however many calls a step takes
+        second = steps[min(1, len(steps) - 1)][2][: len(y)].double()
         seen.append(
             dict(
-                times=[t for t, _, _ in _by_time(model.asked)],
-                labels=[labels for _, labels, _ in _by_time(model.asked)] if scale == 2.5 else None,
+                times=[t for t, _, _ in steps],
+                labels=[labels for _, labels, _ in steps] if scale == 2.5 else None,
                 graph=isinstance(out, Tensor) and out.requires_grad,
                 decoded=len(decoder.asked),
                 ends=_end(out, z_label, z_null, noise_, decoder),

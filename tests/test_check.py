@@ -306,6 +306,7 @@ def relations() -> dict:
         "reverse order along axis 0": lambda y: y.flip(0),
         "cut to [0, 1]": lambda y: y.clamp(0, 1),
         "only index 2 is wrong": lambda y: torch.cat([y[:2], 7 + y[2:3] ** 2, y[3:]]),
+        "only indices 2, 3 are wrong": lambda y: torch.cat([y[:2], 7 + y[2:] ** 2]),
     }
 
 
@@ -318,6 +319,7 @@ def test_relations_are_found(words: str):
 def test_no_relation_is_invented():
     y = torch.randn(3, 4, 3).double()
     assert relation([({"x": one}, torch.sin(3 * one) + one.roll(1, 0), one) for one in y]) is None
+    assert "times the right one" not in (relation([({"x": one}, one * (1 + 3e-6), one) for one in y]) or "")
 
 
 # --- the exercises on file -------------------------------------------------------------------------------------------
