@@ -12,6 +12,7 @@ import torch
 from scipy.stats import t as student
 
 from condiff_ref import checkpoints
+from condiff_ref.data import Affine
 from condiff_ref.intervals import Interval
 from condiff_ref.recipes import Recipe
 from condiff_ref.schedules import draw_noise
@@ -54,7 +55,7 @@ def step_times(recipes: Sequence[Recipe], rounds: int = 15) -> list[float]:
     that whatever else this machine does slows all of them alike."""
     tries = []
     for recipe in recipes:
-        network, shape = recipe.build().train(), checkpoints.Checkpoint(recipe.build(), recipe, None, {}).shape
+        network, shape = recipe.build().train(), checkpoints.Checkpoint(recipe.build(), recipe, Affine(0, 1), {}).shape
         generator = torch.Generator().manual_seed(0)
         x0 = draw_noise(torch.empty(recipe.batch_size, *shape), generator)
         label = torch.zeros(recipe.batch_size, dtype=torch.long)

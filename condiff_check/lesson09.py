@@ -825,6 +825,12 @@ VAE_LOSS = Exercise(
             _vae_by(join=lambda error, kl, beta: (error + beta * kl).sum()),
         ),
         Mistake(
+            "error summed over the batch, KL averaged",
+            "The error is summed over all images of the batch (reduction='sum' does that), the KL is averaged over "
+            "them: your effective beta is as many times smaller as the batch has images.",
+            _vae_by(join=lambda error, kl, beta: error.sum() + beta * kl.mean()),
+        ),
+        Mistake(
             "one loss per image",
             "You return one loss per image: the mean over the batch is missing, and backward() needs one number.",
             _vae_by(join=lambda error, kl, beta: error + beta * kl),
@@ -1053,7 +1059,7 @@ SCALE_FACTOR = Exercise(
         Mistake(
             "divided by n - 1",
             "You divide by n - 1, which is what std() does by default (correction=0 turns it off): with many images "
-            "nothing, here a little too small.",
+            "that is the same, here the factor comes out a little too small.",
             _scale_only(lambda z: 1 / z.std()),
         ),
         Mistake(
