@@ -1,15 +1,20 @@
 """Try every mistake on file, and every right answer written another way, and write down what the check makes of them.
 
-python -m condiff_check.kill_matrix FILE [--repeats N]
+python -m condiff_check.kill_matrix FILE [--repeats N] [--kept JSON]
+
+Rows are kept as they come, by the code that they are of: a run that was cut off goes on, and one after a change
+measures again what has changed.
 """
 
 import argparse
+import hashlib
 import inspect
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +23,7 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
+import condiff_ref
 from condiff_ref.checkpoints import machine
 
 from .checking import examine
@@ -121,8 +127,41 @@ def _share(part: int, of: Sequence[Row]) -> str:
     return f"{part / checks:.1%}" if checks else "none"
 
 
-def _rows_of(id: str, repeats: int) -> list[Row]:
-    return rows(find(id), range(repeats))
+def _code(id: str) -> str:
+    """A hash of all that an exercise's rows depend on: its lesson's modules, the checker, and the reference package."""
+    mine = f"lesson{id[:2]}"
+    here, reference = Path(__file__).parent, Path(condiff_ref.__file__).parent
+    files = [file for file in sorted(here.glob("*.py")) if not file.stem.startswith("lesson") or mine in file.stem]
+    files += [here / f"{name}.py" for name in LENDERS] + sorted(reference.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+LENDERS = ("lesson01", "lesson02")  # other lessons' exercises take facts from these
+
+
+def _rows_of(id: str, repeats: int) -> tuple[str, list[Row]]:
+    before = _code(id)
+    found = rows(find(id), range(repeats))
+    return before if _code(id) == before else "changed meanwhile", found
+
+
+class _Kept:
+    """Rows of earlier runs, in a file that is written after each exercise."""
+
+    def __init__(self, path: Path, repeats: int):
+        self.path, self.repeats = path, repeats
+        self.found = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, id: str) -> list[Row] | None:
+        rows = self.found.get(f"{id}|{self.repeats}|{_code(id)}")
+        return rows and [Row(**row) for row in rows]
+
+    def put(self, id: str, code: str, rows: list[Row]) -> None:
+        self.found[f"{id}|{self.repeats}|{code}"] = [asdict(row) for row in rows]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.found))
+        partial.replace(self.path)  # in one move: a kill leaves the old file or the new
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,12 +169,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Try all mistakes and right answers on file.")
     parser.add_argument("file", type=Path, help="where to write the table, as Markdown")
     parser.add_argument("--repeats", type=int, default=20, help="checks of each answer, with fresh inputs")
+    parser.add_argument("--kept", type=Path, default=Path("outputs/kill_matrix.json"), help="rows of earlier runs")
     args = parser.parse_args(argv)
-    ids = [exercise.id for exercise in exercises()]
+    kept = _Kept(args.kept, args.repeats)
+    parts = {exercise.id: kept.get(exercise.id) for exercise in exercises()}
+    todo = [id for id, rows in parts.items() if not rows]
     # one process per core, each with one thread: threads that wait for one another are slower
     with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        parts = list(tqdm(pool.map(_rows_of, ids, [args.repeats] * len(ids)), total=len(ids), unit="exercise"))
-    found = [row for part in parts for row in part]
+        running = {pool.submit(_rows_of, id, args.repeats): id for id in todo}
+        for done in tqdm(as_completed(running), total=len(todo), unit="exercise"):
+            code, parts[running[done]] = done.result()
+            kept.put(running[done], code, parts[running[done]])
+    found = [row for part in parts.values() for row in part]
     args.file.write_text(table(found, args.repeats), encoding="utf-8")
     holes = [row for row in found if row.hole]
     for row in holes:

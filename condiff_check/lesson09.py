@@ -78,10 +78,10 @@ def ldm_train_step(
 ) -> float:
     """One step of the optimiser on mean |model(z_t, t, y) - eps|^2 in the space of scaled latents; returns this loss.
 
-    encoder(x0) gives mean and log-variance of the latents, each (B, c, h, w); the step uses the mean, times factor. The
-    encoder is in eval mode and gets no gradient. Each example has its own t, uniform over 1 .. T = len(abar) - 1, its
-    own standard normal eps, and its label becomes model.null with probability p. All is drawn with gen, on the CPU, in
-    this order, and then goes where x0 is.
+    encoder(x0) gives mean and log-variance of the latents, each (B, c, h, w); the step uses the mean, times factor. It
+    puts the encoder in eval mode and gives it no gradient. Each example has its own t, uniform over 1 .. T =
+    len(abar) - 1, its own standard normal eps, and its label becomes model.null with probability p. All is drawn with
+    gen, on the CPU, in this order, and then goes where x0 is.
     """
     encoder.eval()
     with torch.no_grad():

@@ -3,16 +3,16 @@
 #
 # **Question.** Stable Diffusion does not diffuse pictures, it diffuses *latents*. What is a latent, what does it leave out, and what has to be right at the two joints between autoencoder and diffusion?
 #
-# **You need** lesson 02 (training, label dropout, the DDIM sampler) and lesson 04 (guidance). No GPU, no download; where MNIST is at hand, one figure is drawn from it.
+# **You need** lesson 02 (training, label dropout, the DDIM sampler) and lesson 04 (guidance); section 10 looks back at lessons 06 to 08. No GPU, no download; where MNIST is at hand, one figure is drawn from it.
 #
-# **You build** the loss of a variational autoencoder and the autoencoder itself, the scale factor, training and sampling between its two ends, a ledger of the cost, and a rate-distortion curve.
+# **You build** the loss of a variational autoencoder, with which you train one; the scale factor; training and sampling between its two ends; a ledger of the cost; and a rate-distortion curve.
 #
 # | letter | meaning |
 # |---|---|
 # | $x,\ \hat x$ | a picture, pixels in $[-1,1]$; its reconstruction |
 # | $z,\ q(z\mid x)=\mathcal N(\mu,\mathrm{diag}\,e^{\mathrm{logvar}})$ | its latent; what the encoder says of it |
 # | $\beta$ | weight of the KL term |
-# | $c$ | the scale factor: the diffusion model sees $z_0=c\,\mu$ |
+# | $c$ | the scale factor, `factor` in code: the diffusion model sees $z_0=c\,\mu$ (in shapes, (B, c, h, w), c counts a latent's channels) |
 # | $s$ | guidance scale, as ever: 0 unconditional, 1 conditional |
 
 # %% tags=["setup"]
@@ -76,7 +76,7 @@ reveal(guess_smaller, max(("SD 1", "SD 3"), key=compression.get))
 #
 # $$\mathrm{KL}\big(\mathcal N(\mu,v)\,\|\,\mathcal N(0,1)\big)=\tfrac12\big(\mu^2+v-1-\log v\big),\tag{1}$$
 #
-# in nats. Entries are independent, so their KLs add up.
+# in nats (natural logarithms; one bit is $\ln2$ nats). The entries of $z$ are independent, so their KLs add up.
 
 # %% exercise="09.1"
 
@@ -91,7 +91,7 @@ reveal(guess_smaller, max(("SD 1", "SD 3"), key=compression.get))
 # $$\log p(x)=\mathbb E_q\Big[\log\frac{p(x\mid z)\,p(z)}{q(z\mid x)}\Big]+\mathbb E_q\Big[\log\frac{q(z\mid x)}{p(z\mid x)}\Big]
 # =\underbrace{\mathbb E_q\log p(x\mid z)-\mathrm{KL}(q\,\|\,p(z))}_{\text{ELBO}}+\underbrace{\mathrm{KL}\big(q\,\|\,p(z\mid x)\big)}_{\ge0}.\tag{2}$$
 #
-# (Check: the logarithms add up to $\log\frac{p(x\mid z)p(z)}{p(z\mid x)}=\log p(x)$, by Bayes, whatever $z$.) So the **evidence lower bound** is below $\log p(x)$, by exactly the distance from $q$ to the true posterior.
+# (Check: the logarithms add up to $\log\frac{p(x\mid z)p(z)}{p(z\mid x)}=\log p(x)$, by Bayes, whatever $z$.) A KL is never negative (Jensen), so the **evidence lower bound** is below $\log p(x)$, by exactly the KL from $q$ to the true posterior $p(z\mid x)$.
 #
 # In one dimension all of it is known: $z\sim\mathcal N(0,1)$, $x\mid z\sim\mathcal N(z,\tfrac12)$. Then $x\sim\mathcal N(0,\tfrac32)$ and $z\mid x\sim\mathcal N(\tfrac23x,\tfrac13)$. **Predict:** at $x=1.2$, with the prior itself as $q$, how far (in nats) does the bound lie below $\log p(x)$? 0, 0.4, 1.4 or 4?
 
@@ -128,7 +128,7 @@ print("the gap is the KL to the posterior:", all(abs(gap - exact) < 0.02 for gap
 # %% [markdown]
 # ## 3. Stage 1: an autoencoder
 #
-# Train it on 1,097 of the 8x8 digits. Neither the autoencoder nor the judge (a support vector machine, fitted on yet other digits) sees the other 300.
+# The course's `Autoencoder` is a small convolutional network: the encoder halves the sides once and answers with a mean and a log-variance for each entry of the latent, 4x4 places with 2 channels; the decoder goes the same way back. Train it on 1,097 of the 8x8 digits. Neither the autoencoder nor the judge (a support vector machine, fitted on yet other digits) sees the other 300.
 
 # %%
 images, labels = data.digits("train")
@@ -190,7 +190,7 @@ plt.show()
 #
 # ## 4. The weight of the KL
 #
-# **Predict before you run.** $\beta=1$ instead of $0.01$. Which of the three breaks, and which gets better: the reconstructions, the latents as a code (how much of each is noise), the pictures decoded from random latents?
+# **Predict before you run.** $\beta=1$ instead of $0.01$. Which of the three get worse, and which better: the reconstructions, the latents as a code (how much of each is noise), the pictures decoded from random latents? (The cell judges the last by their Fréchet distance to digits.)
 
 # %%
 guess_rec, guess_latents, guess_random = ..., ..., ...  # "better" or "worse", each
@@ -244,7 +244,7 @@ slider(draw_weight, list(ladder), "KL weight", describe, start=len(ladder) - 2)
 #
 # $$\mathcal L=\lambda(1-uw)^2+w^2v+\tfrac\beta2\,(u^2\lambda+v-1-\log v).$$
 #
-# Set the derivatives by $v$ and $u$ to 0: $v=\beta/(2w^2+\beta)$, $u=wv\cdot2/\beta$; then that by $w$ gives $w^2=\lambda-\tfrac\beta2$, or $w=0$ where this would be negative. With it $v=\tfrac\beta{2\lambda}$, and
+# Set the derivatives with respect to $v$ and $u$ to 0: $v=\beta/(2w^2+\beta)$, $u=wv\cdot2/\beta$; then that with respect to $w$ gives $w^2=\lambda-\tfrac\beta2$, or $w=0$ where this would be negative. With it $v=\tfrac\beta{2\lambda}$, and
 #
 # $$\text{rate}=\mathbb E\,\mathrm{KL}=\tfrac12\log\frac{2\lambda}{\beta}\ \text{ nats for }\beta<2\lambda,\qquad 0\ \text{ from } \beta=2\lambda\text{ on}.\tag{4}$$
 #
@@ -343,7 +343,7 @@ plt.show()
 reveal(guess_kept, int((2 * lam > 64).sum()))
 
 # %% [markdown]
-# *The same blob ten times. Nothing crashes, and the loss even falls.* When you meet a KL weight in a paper or a configuration, ask over what each term is summed before you compare it with yours.
+# *The same blob ten times. Nothing crashes, and nothing warns.* When you meet a KL weight in a paper or a configuration, ask over what each term is summed before you compare it with yours.
 #
 # ## 5. The scale factor
 #
@@ -356,7 +356,7 @@ reveal(guess_kept, int((2 * lam > 64).sum()))
 # %% exercise="09.4"
 
 # %% [markdown]
-# And without it? In the exact world, with the exact $\epsilon^*$, no network can be blamed. Take two classes on a line with variance exactly 1, multiply them by $c$, and sample with 10 or 25 steps from $\mathcal N(0,1)$; then scale back, and measure how far the sorted samples are from sorted data.
+# And without it? In the exact world, with $\epsilon^*$ (the best prediction of the noise there is, by formula), no network can be blamed. Take two classes on a line with variance exactly 1, multiply them by $c$, and sample with 10 or 25 steps from $\mathcal N(0,1)$; then scale back, and measure how far the sorted samples are from sorted data.
 #
 # **Predict:** with the cosine table, which is worse: latents 30 times too large, or 30 times too small?
 
@@ -488,7 +488,7 @@ for ax, (name, made) in zip(axes, shown.items(), strict=True):
 plt.show()
 
 # %% [markdown]
-# *The same architecture, steps and noise, sampled as trained: only the scale differs. (One seed each.) Large latents spoil the digits. Small ones are read as asked even more often, and yet twice as far from real digits: decided in the last steps, they come out near the average of their class, with half of its spread.* So accuracy alone would choose the wrong scale. Nor do losses help, as their floors differ: for Gaussian latents the best possible loss at $t$ is $\mathrm{SNR}_c/(1+\mathrm{SNR}_c)$, nearly 1 for large latents and nearly 0 for small ones, where it is enough to copy the input.
+# *The same architecture, steps and noise, sampled as trained: only the scale differs. (One seed each.) Large latents spoil the digits. Small ones are read as asked no less often, and yet are twice as far from real digits: decided in the last steps, they come out near the average of their class, with half of the spread of real digits.* So accuracy alone does not show the fault. Nor do losses help, as their floors differ: for Gaussian latents the best possible loss at $t$ is $\mathrm{SNR}_c/(1+\mathrm{SNR}_c)$, nearly 1 for large latents and nearly 0 for small ones, where it is enough to copy the input.
 #
 # **Latents have no range.** A picture's pixels end at $-1$ and $1$, so samplers of pixels clip $\hat x_0$, and Imagen's *dynamic thresholding* rescales it per picture when guidance pushes it outside. In a latent there is nothing to clip to: a large entry is a strong feature, not an error.
 
@@ -622,7 +622,7 @@ plt.show()
 # %% [markdown]
 # For a Gaussian of the same variances $\lambda_i$ along the principal directions, (4) holds for each $i$: direction $i$ keeps an error of $\min(\lambda_i,\tfrac\beta2)$ at $\max(0,\tfrac12\log_2\tfrac{2\lambda_i}\beta)$ bits. This is the rate-distortion function of a Gaussian, "reverse water-filling" (Shannon): on such data no code does better. Digits are not Gaussian.
 #
-# **Predict:** is the trained autoencoder above that curve (worse) or below it (better)? And a label holds 3.3 bits: about how many bits must a latent carry for 19 of 20 digits to be read right?
+# **Predict:** is the trained autoencoder above that curve (worse) or below it (better)? And a label holds 3.3 bits: how many bits does a latent carry, in the cheapest of the five autoencoders whose reconstructions are read right in 19 of 20 cases? (Within 20 bits counts.)
 
 # %%
 guess_curve, guess_read = ..., ...  # "above" or "below"; bits
@@ -649,13 +649,14 @@ axes[0].set(xlabel="bits per picture", ylabel="squared error per pixel", yscale=
 axes[0].legend(fontsize=8)
 axes[1].plot(bits, read, "o-", color=COLOURS["guided"])
 axes[1].axvline(math.log2(10), color=COLOURS["data"], ls=":")
-axes[1].set(xlabel="bits per picture (dotted: a label's)", ylabel="reconstructions read right", xscale="symlog")
+axes[1].set(xlabel="bits per picture (dotted: a label's)", ylabel="reconstructions read right")
+axes[1].set(xscale="symlog", xlim=(-0.3, 400))
 plt.show()
 line = torch.tensor([float(water_error[(water_rate - b).abs().argmin()]) for b in bits])
 inside = [k for k, b in enumerate(bits) if 1 < b < float(water_rate.max())]
 reveal(guess_curve, "below" if all(errors[k] < line[k] for k in inside) else "above")
 enough = [b for b, share in zip(bits, read, strict=True) if share > 0.95]
-reveal(guess_read, f"at most {min(enough):.0f} bits" if enough else "more than these have")
+reveal(guess_read, round(min(enough)) if enough else "more than these have", " bits", close=20)
 
 # %% [markdown]
 # *Left: rate against error. Right: what is in the bits. The first few dozen say which digit it is; the hundred and more after them make the error smaller, and the judge reads the digits hardly any better for it.* Semantic bits come first, and are few; perceptual bits are many. (Digits are not Gaussian, so a perfect code would be below the line. This one is small and briefly trained, has 32 latents for 64 pixels, and its bits are counted against $\mathcal N(0,I)$, which its latents do not follow.)
@@ -715,7 +716,7 @@ reveal(guess_lost, "high" if lost[-1] > lost[0] else "low")
 # | text | 77 x 768: one vector per token, from CLIP | CLIP twice and T5: 154 tokens | T5 |
 # | enters by | cross-attention | *joint* attention, one sequence of text and image | cross-attention |
 #
-# Some slides give the text condition of SD 1 as "one vector of 768"; that is CLIP's pooled vector, which SD 1 does not use. And "SD 3 conditions by cross-attention" names what SD 3 did away with: text tokens (CLIP's, too) and image tokens attend to one another in *one* self-attention, with separate weights for each kind; pooled CLIP vectors (768 + 1280 numbers) join the time embedding. **Predict:** how many entries per head has its attention matrix at 1024x1024, in millions?
+# Some slides give the text condition of SD 1 as "one vector of 768"; that is CLIP's pooled vector, which SD 1 does not use. And "SD 3 conditions by cross-attention" names what SD 3 did away with (lesson 06): text tokens (CLIP's, too) and image tokens attend to one another in *one* self-attention, with separate weights for each kind; pooled CLIP vectors (768 + 1280 numbers) join the time embedding. **Predict:** at 1024x1024, where a patch of 2x2 places of the latent makes a token, how many entries has one head's matrix, in millions?
 
 # %%
 guess_joint = ...
@@ -743,11 +744,11 @@ reveal(guess_joint, round((image_tokens + text_tokens) ** 2 / 1e6), " million", 
 # **Cost.** Stage 1 once, for all models. Then one encoding per picture (which can be stored), network evaluations that are cheaper by the number of places, and one decoding per sample.
 #
 # **Keep.**
-# - The ELBO lies below $\log p(x)$ by the distance from $q$ to the true posterior.
+# - The ELBO lies below $\log p(x)$ by the KL from $q$ to the true posterior.
 # - Sum both terms, or know by what you divided: a mean over pixels multiplies your KL weight by their number.
 # - Posterior collapse is the KL's doing, helped by a decoder that can do without $z$. A prior that does not fit is another fault, and diffusion is the cure for that one.
 # - Scale latents to unit variance with one stored number, divide by it before decoding, and clip nothing.
-# - What is lost is high-frequency; what stays is high-level. The first few bits carry the meaning.
+# - What is lost is high-frequency; what stays is high-level. The first few dozen bits carry the meaning.
 # - The saving is in the number of places. Folding pixels saves as much; the autoencoder saves *numbers*, and chooses which.
 #
 # ## Questions

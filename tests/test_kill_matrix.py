@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from condiff_check import kill_matrix
 from condiff_check.exercise import Exercise
 from condiff_check.kill_matrix import rows, table
 from condiff_check.registry import exercises, find
@@ -44,3 +45,16 @@ def test_the_table_counts():
     lines = table(found, 2).splitlines()
     assert "| 01.9 | 4 | 4 | 4 | 3 | 3 |" in "\n".join(lines)
     assert "| 01.9 | shape only | 2 of 2 | 2 of 2 |" in lines
+
+
+def test_rows_are_kept_and_measured_again_only_after_a_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(kill_matrix, "exercises", lambda: [find("01.9")])
+    kept, out = tmp_path / "kept.json", tmp_path / "table.md"
+    call = [str(out), "--repeats", "1", "--kept", str(kept)]
+    assert kill_matrix.main(call) == 0
+    kept.write_text(kept.read_text().replace("shape only", "from the file"))
+    assert kill_matrix.main(call) == 0
+    assert "| 01.9 | from the file | 1 of 1 | 1 of 1 |" in out.read_text()
+    kept.write_text(kept.read_text().replace("01.9|1|", "01.9|1|of other code"))
+    assert kill_matrix.main(call) == 0
+    assert "| 01.9 | shape only | 1 of 1 | 1 of 1 |" in out.read_text()
