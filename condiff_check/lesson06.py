@@ -138,10 +138,10 @@ def token_swap(sample: Callable, judge: Callable, captions: Sequence[str], swapp
     """The token-swap test: the share of pairs of captions of which both pictures are right.
 
     A pair is captions[i] and swapped[i], which has its two digit words exchanged. Captions that the swap leaves as they
-    are say nothing, and are left out. Both pictures of a pair start from the same noise, each pair from noise of its
-    own: sample(captions, generator) draws that of its i-th picture for its i-th caption -> (n, ...). judge(pictures,
-    captions) -> (n,) bool, True for a picture that shows all its caption says. Raises ValueError where no caption
-    changes.
+    are say nothing, and are left out. Both pictures of a pair start from the same noise, different pairs from different
+    noise. sample(captions, generator) -> (n, ...) draws one picture for each caption, all noise from the generator, the
+    i-th caption's as the i-th. judge(pictures, captions) -> (n,) bool, True for a picture that shows all its caption
+    says. Raises ValueError where no caption changes.
     """
     pairs = [(one, other) for one, other in zip(captions, swapped, strict=True) if one != other]
     if not pairs:
