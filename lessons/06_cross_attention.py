@@ -649,7 +649,12 @@ for ax, what in zip(axes, ("whole 1", "whole 2")):
         ends = torch.tensor([[r.value - r.low, r.high - r.value] for r in rows]).T
         at = [shift * scale for scale in scales]
         ax.errorbar(at, [r.value for r in rows], ends, fmt="o-", capsize=3, color=COLOURS[colour], label=name)
-    ax.set(xscale="log", xlabel="guidance scale", ylim=(0, 1), title=f"all four quadrants right, {what[-1]} digit(s)")
+    ax.set(
+        xscale="log",
+        xlabel="guidance scale",
+        ylim=(0, 1),
+        title=f"all four quadrants right: {'one digit' if what[-1] == '1' else 'two digits'}",
+    )
     ax.set_xticks(scales, scales)
     ax.minorticks_off()
 axes[1].axhline(len(bags) / len(pairs), color=COLOURS["data"], ls=":", label="no word order: at most")

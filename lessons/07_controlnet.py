@@ -661,7 +661,7 @@ show_rows(results, asked, 6)
 # %% [markdown]
 # *From the same noise, the control moves the strokes to where the hint has them. Without a label, most digits can be read off the hint alone; with a wrong one, label and hint find a compromise.* The line "another's hint" shows that the gain comes from the hint, not from control as such: a picture agrees less with a hint that it was not shown than one drawn from the label alone. (The latter is well above chance, because sevens resemble sevens.)
 #
-# Here the label wins most conflicts. One cause is that a skeleton of so few pixels leaves much open; another is our short training. The course's own `digits-control` (800 steps of 64 pictures instead of 500 of 32), asked in the same way, is read as the hint's digit in 54 % of the conflicts and as the label in 32 % (mean of two seeds; load it as section 9 loads MNIST's, and see). More strength shifts the balance as well:
+# Here the label wins most conflicts. One cause is that a skeleton of so few pixels leaves much open; another is our short training. The course's own `digits-control` (800 steps of 64 pictures instead of 500 of 32), asked in the same way, is read as the hint's digit in 54 % of the conflicts and as the label in 32 % (unguided, as here, mean of two seeds; load it as section 9 loads MNIST's, and see). Guidance speaks for the label: at scale 1.5 it is 33 % against 53 % (`benchmarks/control.md`). More strength shifts the balance as well:
 
 # %% tags=["nbval-ignore-output", "skip-grading"]
 wrong = (asked_labels + 1) % 10
