@@ -498,7 +498,6 @@ from condiff_ref.denoisers import as_denoiser
 from condiff_ref.guidance import cfg
 from condiff_ref.samplers import euler_step, sample, trajectory
 from condiff_ref.schedules import time_grid
-from condiff_ref.text import TextEncoder, Vocabulary, bind
 
 
 def show_scenes(ax, images, columns, title=""):
@@ -544,6 +543,9 @@ guess_moves = ...  # "own", "other" or "about equal"
 
 
 # %% tags=["nbval-ignore-output", "skip-grading"]
+from condiff_ref.text import TextEncoder, Vocabulary, bind
+
+
 @torch.no_grad()
 def moved(text, n=200):
     """How far the first digit's vector moves if its own place changes in the caption, and if the other digit's does."""
