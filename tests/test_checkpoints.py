@@ -122,7 +122,6 @@ def test_stored_in_sixteen_bits_a_checkpoint_is_half_as_large_and_loads_to_full_
 
 
 def test_a_name_that_is_no_checkpoint_is_refused_with_those_there_are():
-    with pytest.raises(
-        CheckpointError, match="no checkpoint mnist-unett: the course ships digits-always, .*mnist-unet, .*; of your own"
-    ):
+    shipped = "the course ships digits-always, .*mnist-unet, .*; of your own"
+    with pytest.raises(CheckpointError, match=f"no checkpoint mnist-unett: {shipped}"):
         checkpoints.load("mnist-unett")
