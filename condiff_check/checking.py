@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,6 +16,7 @@ from .registry import find
 from .report import NOT_DONE, RIGHT, WRONG, Report, Result
 
 EXPLAINING = 5.0  # seconds that each way to explain a wrong answer may run its code
+Guarded = Callable[[float], Guard]
 LENT = "this is the reference, lent to you by the check before: run the cell with your own answer, then check again."
 
 
@@ -54,9 +55,11 @@ def examine(exercise: Exercise, objects: Sequence[object], *, seed: int, hint: i
     return explain(judge(exercise, objects, seed=seed, hint=hint), objects)
 
 
-def judge(exercise: Exercise, objects: Sequence[object], *, seed: int, hint: int = 1) -> Report:
-    """Which facts hold."""
-    guard = Guard(exercise.seconds)
+def judge(
+    exercise: Exercise, objects: Sequence[object], *, seed: int, hint: int = 1, guarded: Guarded = Guard
+) -> Report:
+    """Which facts hold. `guarded(seconds)` makes what calls the answer, which may be in another process."""
+    guard = guarded(exercise.seconds)
     answer = Answer(dict(zip(exercise.names, objects, strict=True)), guard)
     results = _try_all((*first_facts(exercise), *exercise.facts, *last_facts(exercise)), answer, seed)
     results = _order(exercise, results)
@@ -109,14 +112,14 @@ def _status(results: Sequence[Result]) -> str:
     return RIGHT if states == {"holds"} else WRONG
 
 
-def explain(report: Report, objects: Sequence[object]) -> Report:
+def explain(report: Report, objects: Sequence[object], guarded: Guarded = Guard) -> Report:
     """Add, for a wrong answer, what it computes, the mistake that it is, or else how it relates to the right one."""
     exercise, seed = report.exercise, report.seed
     if report.status != WRONG or (report.first and "needs more than" in report.first.message):
         return report
 
     def answer() -> Answer:
-        return Answer(dict(zip(exercise.names, objects, strict=True)), Guard(EXPLAINING))
+        return Answer(dict(zip(exercise.names, objects, strict=True)), guarded(EXPLAINING))
 
     seen = readings(exercise, answer(), seed)
     right = {reading.formula.function: str(reading) for reading in right_readings(exercise, seed)}
@@ -132,7 +135,7 @@ def explain(report: Report, objects: Sequence[object]) -> Report:
 
 
 def _printed(guard: Guard) -> str:
-    if not guard.printed.total:
+    if guard.printed is None or not guard.printed.total:
         return ""
     lines = guard.printed.text.splitlines()
     more = guard.printed.total - sum(len(line) + 1 for line in lines[:3])

@@ -2,19 +2,15 @@
 
 import contextlib
 import io
-import linecache
 import signal
-import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 
-COURSE = tuple(str(Path(__file__).parents[1] / package) for package in ("condiff_check", "condiff_ref"))
+from .agent.errors import describe
 
 
 class Failed(Exception):
@@ -48,12 +44,12 @@ class Guard:
             raise OutOfTime(f"needs more than {self.seconds:.0f} seconds: is there an endless loop?") from None
         except NotImplementedError as error:
             if str(error):  # torch raises these too, with a message
-                raise Failed(_describe(error)) from error
+                raise Failed(describe(error)) from error
             raise NotDone from None
         except (Failed, NotDone, OutOfTime):
             raise
         except Exception as error:
-            raise Failed(_describe(error)) from error
+            raise Failed(describe(error)) from error
         except SystemExit:
             raise Failed("your code called exit(): return a value instead") from None
         finally:
@@ -121,24 +117,3 @@ class _Kept(io.TextIOBase):
         self.text += text[: max(0, self._limit - len(self.text))]
         self.total += len(text)
         return len(text)
-
-
-def _describe(error: BaseException) -> str:
-    """The error in one line, and the line of the learner's own code that led to it."""
-    message = traceback.format_exception_only(error)[-1].strip()
-    if isinstance(error, RuntimeError) and "Double" in message and "Float" in message:
-        message += " (some inputs are float64; what you make yourself takes their dtype: dtype=...)"
-    frame = _own_frame(error)
-    if frame is None:
-        return message
-    line = linecache.getline(frame.filename, frame.lineno or 0).strip()
-    return f"{message}\n  at line {frame.lineno} of {frame.name}:  {line}"
-
-
-def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
-    """The innermost frame that belongs neither to the course's packages nor to an installed one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(sys.base_prefix)]
-    own = [f for f in own if Path(f.filename).name not in ("guard.py", "exercise.py")]
-    learners = [f for f in own if not f.filename.startswith(COURSE)]
-    return (learners or own or [None])[-1]

@@ -677,7 +677,7 @@ SCORE = Exercise(
         "q(xt | x0) is a Gaussian. Which is its centre, which its variance, and what is d/dx of -(x - m)^2 / (2 v)?",
         "-(xt - sqrt(abar) x0) / (1 - abar), and -eps / sqrt(1 - abar).",
     ),
-    hides=("predictions.target", "predictions.convert"),
+    hides=("predictions.target", "predictions.convert", "predictions.basis"),
 )
 
 # --- 01.4 x0_from_eps, eps_from_x0, v_from ----------------------------------------------------------------------------
@@ -868,7 +868,7 @@ PAIR = Exercise(
         ),
         "(xt - sigma eps) / a, (xt - a x0) / sigma, and a eps - sigma x0, with a = sqrt(abar), sigma = sqrt(1 - abar).",
     ),
-    hides=("predictions.solve", "predictions.convert", "predictions.target"),
+    hides=("predictions.solve", "predictions.convert", "predictions.target", "predictions.basis"),
 )
 
 # --- 01.5 posterior_mean_eps ------------------------------------------------------------------------------------------
@@ -1048,6 +1048,7 @@ POSTERIOR = Exercise(
         ),
     ),
     probe=_posterior_low,
+    hides=("mixture.GridDensity.score", "mixture.GaussianMixture.posterior_mean"),
 )
 
 

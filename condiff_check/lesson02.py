@@ -575,6 +575,7 @@ FILM = Exercise(
         "h * (1 + scale[:, :, None, None]) + shift[:, :, None, None], scale the first half of e.",
     ),
     probe=_film_see,
+    hides=("dit_blocks.modulate",),
 )
 
 # --- 02.3 drop_labels -------------------------------------------------------------------------------------------------

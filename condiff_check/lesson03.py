@@ -550,7 +550,7 @@ BAYES = Exercise(
         "- score; eps = -sigma (score + s grad).",
     ),
     probe=lambda answer, g: answer(torch.tensor([0.3, 60.0]).double(), 1, 3.0, HALF, HALF, *_parts(archipelago())),
-    hides=("guidance.classifier_guidance",),
+    hides=("guidance.classifier_guidance", "mixture.GaussianMixture.posterior_mean"),
     points=2,
 )
 

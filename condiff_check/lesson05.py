@@ -1016,7 +1016,14 @@ GUIDED = Exercise(
         "collect what stands before the score. For guided_velocity you need no b_t at all: what is u_c - u_u?",
         "b_t = (da sigma^2 - dsigma sigma a) / a; the guided velocity is (1 - w) u_u + w u_c.",
     ),
-    hides=("guidance.cfg", "predictions.convert", "samplers.velocity"),
+    hides=(
+        "guidance.cfg",
+        "predictions.convert",
+        "samplers.velocity",
+        "guidance.negative",
+        "guidance.perp_neg",
+        "guidance.apg",
+    ),
     probe=lambda answer, g: [
         answer.call("guided_velocity", *pictures(g, 2), 0.0),
         *(answer.call("b_t", *values) for values in _paths(_rates(g)).values()),
@@ -1395,7 +1402,7 @@ SOLVERS = Exercise(
         "euler: x = x + (s - t) f(x, t). heun: slope = f(x, t); guess = x + (s - t) slope; x = x + (s - t) (slope + "
         "f(guess, s)) / 2, and x = guess in the last step. t.expand(len(x)) makes t (B,).",
     ),
-    hides=("samplers.euler_step", "samplers.heun_step"),
+    hides=("samplers.euler_step", "samplers.heun_step", "samplers.ddim_step"),
     probe=_ode_see,
     points=2,
 )
@@ -2171,7 +2178,16 @@ SAMPLE_FLOW = Exercise(
         "model.null), y])).chunk(2); x = x + (s - t) ((1 - w) u_u + w u_c); under torch.no_grad(), between "
         "model.eval() and model.train(training).",
     ),
-    hides=("samplers.euler_step", "samplers.sample", "samplers.trajectory", "guidance.cfg"),
+    hides=(
+        "samplers.euler_step",
+        "samplers.sample",
+        "samplers.trajectory",
+        "guidance.cfg",
+        "samplers.ddim_step",
+        "guidance.negative",
+        "guidance.perp_neg",
+        "guidance.apg",
+    ),
     probe=_flow_see,
 )
 

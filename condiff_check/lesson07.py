@@ -874,6 +874,7 @@ BUILD_CONTROL = Exercise(
         "channels, 1) and z_out = nn.Conv2d(channels, channels, 1); nn.init.zeros_ on weight and bias of both.",
     ),
     probe=_control_see,
+    hides=("controlnet.ControlNet", "controlnet.ZeroConv"),
 )
 
 # --- 07.3 wakeup_table ------------------------------------------------------------------------------------------------
@@ -2648,6 +2649,7 @@ MEASURES = Exercise(
     ),
     probe=_iou_see,
     by_probe=True,
+    hides=("controlnet.controlled",),
 )
 
 # --- 07.7 my_control_test ---------------------------------------------------------------------------------------------

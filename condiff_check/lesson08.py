@@ -2180,6 +2180,7 @@ COUNT = Exercise(
         "(patch^2 channels + 1) dim + 257 dim + (dim + 1) dim + (classes + 1) dim + depth (18 dim^2 + 15 dim) + (dim "
         "+ 1) 2 dim + (dim + 1) 2 patch^2 channels.",
     ),
+    hides=("cost.dit_cost",),
 )
 
 # --- 08.6 LabelEmbedder -----------------------------------------------------------------------------------------------
@@ -2835,6 +2836,7 @@ DIT_CFG = Exercise(
         "eps_c, eps_u = out[:, :channels].chunk(2); guided = eps_u + scale (eps_c - eps_u); cat([cat([guided, "
         "guided]), out[:, channels:]], dim=1).",
     ),
+    hides=("guidance.cfg", "guidance.negative", "guidance.perp_neg", "guidance.apg"),
 )
 
 # --- 08.8 my_block_test -----------------------------------------------------------------------------------------------

@@ -1092,6 +1092,7 @@ SCALE_FACTOR = Exercise(
         "One standard deviation over all entries, images and channels alike. And two functions that undo one another.",
         "1 / z.std(correction=0).item(); z * factor; z / factor.",
     ),
+    hides=("autoencoder.Autoencoder.measure_scale", "data.measure_affine"),
 )
 
 # --- 09.5 ldm_train_step, ldm_sample ----------------------------------------------------------------------------------
@@ -1989,7 +1990,16 @@ LDM = Exercise(
         "eps_u + scale (eps_c - eps_u), then decoder(z / factor).",
     ),
     probe=_ldm_see,
-    hides=("samplers.ddim_step", "train.diffusion_loss", "schedules.add_noise"),
+    hides=(
+        "samplers.ddim_step",
+        "train.diffusion_loss",
+        "schedules.add_noise",
+        "train.drop",
+        "guidance.cfg",
+        "guidance.negative",
+        "guidance.perp_neg",
+        "guidance.apg",
+    ),
 )
 
 # --- 09.6 compute_ledger ----------------------------------------------------------------------------------------------

@@ -227,7 +227,7 @@ print(f"{len(losses)} steps, mean loss of the last 100: {sum(losses[-100:]) / 10
 
 # %% exercise="02.6"
 
-# %%
+# %% tags=["skip-grading"]
 y = torch.arange(10).repeat_interleave(10)
 drawn = to_pixels(sample(network, y, 25, (1, 8, 8), abar, rng(1)))
 fig, ax = plt.subplots(figsize=(6, 6))
@@ -237,7 +237,7 @@ plt.show()
 # %% [markdown]
 # *Each row was asked for one digit (in the quick run of the tests, with few steps, not all obey).* How much of a picture is the noise's doing, and how much the label's? Keep the noise and slide the label:
 
-# %%
+# %% tags=["skip-grading"]
 same_noise = {}
 
 
@@ -267,7 +267,7 @@ slider(draw_label, list(range(11)), "label", describe, start=3)
 # %% exercise="02.7"
 
 
-# %%
+# %% tags=["skip-grading"]
 class SvmJudge(nn.Module):
     """The course's judge of 8x8 digits, a support vector machine, as a network that returns logits."""
 
@@ -286,13 +286,13 @@ made = to_pixels(sample(network, asked, 25, (1, 8, 8), abar, rng(2)))
 for name, pictures, classes in (("real digits", images, labels), ("samples", made, asked)):
     print("{}: {:.3f} [{:.3f}, {:.3f}] of {}".format(name, *class_accuracy(svm, pictures, classes), len(classes)))
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "skip-grading"]
 print("far more samples are read as asked than guessing would give:", class_accuracy(svm, made, asked)[1] > 0.2)
 
 # %% [markdown]
 # **What the accuracy does not say**: whether the samples are varied, and whether they are new. Both can be seen. Below each sample stands the training digit that is nearest to it, pixel by pixel.
 
-# %%
+# %% tags=["skip-grading"]
 some = made[:: n // 10][:10]
 nearest = images[torch.cdist(some.flatten(1), images.flatten(1)).argmin(1)]
 fig, ax = plt.subplots(figsize=(7, 1.8))
@@ -303,7 +303,7 @@ plt.show()
 # **What the loss does not say.** Here is the loss at each noise level, for training digits and for held-out ones, beside the floor of lesson 01. Which floor? If "the data" are just our 1,397 pictures, then your `posterior_mean_eps` of lesson 01, run over the pictures of the class that was asked for, is the perfect network, and we can compute what it would reach (the same sum, for a whole batch).
 
 
-# %%
+# %% tags=["skip-grading"]
 @torch.no_grad()
 def loss_at(t, pictures, classes, gen):
     """The network's loss at one time, and that of the perfect memoriser of the training set."""
@@ -331,7 +331,7 @@ plt.gca().set(xlabel="t", ylabel="loss", yscale="log", ylim=(1e-3, 5), title="th
 plt.legend(fontsize=8)
 plt.show()
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "skip-grading"]
 print("at t = 100, the memoriser beats the network on training digits:", on_train[4][1] < on_train[4][0])
 print("and loses to it on held-out digits:", on_new[4][1] > on_new[4][0])
 
@@ -388,7 +388,7 @@ print(
 # %%
 guess_bits = ...  # "less", "equal" or "more"
 
-# %%
+# %% tags=["skip-grading"]
 steps_t = torch.linspace(20, T, 30).round().long()
 network_gaps, probe = [], x0[: 64 if SMOKE else 256]
 n_probe = len(probe)

@@ -804,7 +804,7 @@ for name, network in (("uniform", net), ("logit-normal", net_logit)):
 guess_star, guess_late = ..., ...
 
 
-# %%
+# %% tags=["skip-grading"]
 def too_late(v_c, v_u, scale, step, zero_steps=1):
     """As it should not be: scaled after the difference was formed (and no step left out)."""
     fit = (v_c * v_u).sum(1, keepdim=True) / (v_u**2).sum(1, keepdim=True)
@@ -840,7 +840,7 @@ for name, rule, zero_steps in (
 reveal(guess_star, "more")
 reveal(guess_late, "less")
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output", "skip-grading"]
 v_c, v_u = normal(20, 63), normal(20, 64)
 share = left_over
 print("scaled first, more of the crowded island survives:", share["CFG-Zero*, no step left out"] > 0.25)

@@ -198,8 +198,8 @@ def machine(tmp_path):
 
 TORCH = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
 RECENT_PIP = "-c constraints.txt --upgrade pip"
-DEFAULT = [RECENT_PIP, f"-c constraints.txt torch==={TORCH} -e .[images,course,test]"]
-SMALL = [RECENT_PIP, f"-c constraints.txt torch=={TORCH} -e .[course,test]"]
+DEFAULT = [RECENT_PIP, f"-c constraints.txt torch==={TORCH} -e .[images,course,grade,cluster,test]"]
+SMALL = [RECENT_PIP, f"-c constraints.txt torch=={TORCH} -e .[course,grade,cluster,test]"]
 
 
 def test_make_alone_lists_every_public_target(machine):

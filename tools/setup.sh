@@ -17,11 +17,11 @@ pin() { sed -n "s/^$1==\([^ ;]*\).*/\1/p" constraints.txt; }
 case $torch in
 default)
     what="torch $(pin torch) and torchvision $(pin torchvision), default build"
-    want=("torch===$(pin torch)" -e '.[images,course,test]') # === is the default build even where pip sees a CPU wheel
+    want=("torch===$(pin torch)" -e '.[images,course,grade,cluster,test]') # === is the default build even where pip sees a CPU wheel
     ;;
 cpu)
     what="torch $(pin torch), small install without torchvision"
-    want=("torch==$(pin torch)" -e '.[course,test]')
+    want=("torch==$(pin torch)" -e '.[course,grade,cluster,test]')
     ;;
 *) stop "TORCH is 'default' or 'cpu', not '$torch'." ;;
 esac

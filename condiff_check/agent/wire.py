@@ -1,0 +1,134 @@
+"""Frames: a header of bounded JSON and a body of bounded raw bytes, over a socket. Nothing is ever unpickled.
+
+u32 length of the header | u32 length of the body | header, UTF-8 JSON | body
+"""
+
+import json
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+
+LENGTHS = struct.Struct("<II")
+HEADER = 1 << 20  # bytes at most
+BODY = 64 << 20
+DEPTH = 40  # of lists within lists
+
+
+class WireError(Exception):
+    """The connection is of no more use."""
+
+
+class Violation(WireError):
+    """What came is no frame, or none that was due."""
+
+
+class TooMany(Violation):
+    """More calls than are answered."""
+
+
+class Ended(WireError):
+    """The other side is gone."""
+
+
+class Late(WireError):
+    """The deadline has passed."""
+
+
+class Wire:
+    """A connection. `deadline()` is the time.monotonic() by which a frame must have come or gone; None is for ever."""
+
+    def __init__(self, connection: socket.socket, deadline: Callable[[], float | None] = lambda: None):
+        self._socket, self._deadline = connection, deadline
+        connection.setblocking(False)
+
+    def send(self, header: dict, chunks: Sequence[bytes | memoryview] = ()) -> None:
+        """Raises Violation for what is too large, Ended and Late."""
+        text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+        size = sum(len(chunk) for chunk in chunks)
+        if len(text) > HEADER or size > BODY:
+            raise Violation(f"a message of {(len(text) + size) / 1e6:.0f} MB is too large: {BODY >> 20} MiB at most")
+        self._send(memoryview(b"".join((LENGTHS.pack(len(text), size), text, *chunks))))
+
+    def receive(self) -> tuple[dict, bytes]:
+        """The next frame. Raises Violation for what is none, Ended and Late."""
+        header, body = LENGTHS.unpack(self._receive(LENGTHS.size))
+        if header > HEADER or body > BODY:
+            raise Violation(f"a frame announces {header} and {body} bytes")
+        return _parsed(self._receive(header)), bytes(self._receive(body))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _send(self, data: memoryview) -> None:
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                self._wait(write=True)
+            except OSError as error:
+                raise Ended from error
+
+    def _receive(self, size: int) -> bytearray:
+        data = bytearray()
+        while len(data) < size:
+            try:
+                part = self._socket.recv(min(size - len(data), 1 << 20))
+            except BlockingIOError:
+                self._wait(write=False)
+                continue
+            except OSError as error:
+                raise Ended from error
+            if not part:
+                raise Ended
+            data += part
+        return data
+
+    def _wait(self, write: bool) -> None:
+        deadline = self._deadline()
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise Late
+        poll = select.poll()
+        poll.register(self._socket, select.POLLOUT if write else select.POLLIN)
+        poll.poll(None if left is None else 1000 * left + 1)
+
+
+def _parsed(text: bytes) -> dict:
+    try:
+        header = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object, parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise Violation(f"a header is no JSON: {type(error).__name__}") from None
+    if not isinstance(header, dict) or _depth(header) > DEPTH:
+        raise Violation("a header is nested too deep, or no object")
+    return header
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 400:
+        raise ValueError("an integer of more than 400 digits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def _depth(value: object) -> int:
+    """Of lists and objects in one another, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        if depth > DEPTH:
+            break
+        items = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [inner for item in items for inner in item]
+    return depth
