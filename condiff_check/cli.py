@@ -19,6 +19,7 @@ results = Console(highlight=False)
 
 LOOK, STOPPED = 3, 130
 REQUIRE = "--require-sandbox"
+LEAST = ("L1", "L2")
 
 
 class Isolation(StrEnum):
@@ -68,6 +69,9 @@ def grade(
     secret: Annotated[
         Path | None, Option(help="Draws the hidden inputs. [default: OUT/secret, made when missing]")
     ] = None,
+    new_secret: Annotated[
+        bool, Option("--new-secret", help="Draw new inputs and grade all of it anew; or take those of --secret.")
+    ] = False,
     cell_seconds: Annotated[float, Option(min=0.1, help="Time for a cell.")] = 10.0,
     notebook_seconds: Annotated[float, Option(min=1, help="Time for all cells of a notebook.")] = 60.0,
     anonymise: Annotated[bool, Option("--anonymise", help="Codes for names; OUT/names.csv tells which.")] = False,
@@ -81,18 +85,24 @@ def grade(
     probe: Annotated[bool, Option("--probe", help="Show which sandbox layers work here, and exit.")] = False,
 ):
     """Grade notebooks: each in a sandbox, judged from outside of it. A run that was stopped goes on where it was."""
-    from .grading import commands
-
     if probe:
+        from .grading import commands
+
         commands.probe(results)
         return
     if make_gradescope is not None:
+        from .grading import commands
+
         commands.make_gradescope(
             make_gradescope, lesson, rubric, secret, str(require or Least.L1), str(visibility), messages
         )
         return
+    if submissions is not None and not submissions.exists():
+        raise _stop(f"there are no submissions at {submissions}")
     if submissions is None or out is None:
         raise typer.BadParameter("give the submissions and -o RESULTS: condiff-grade SUBMISSIONS -o RESULTS")
+    from .grading import commands  # and torch with it, which takes seconds
+
     options = commands.Options(
         submissions=submissions,
         out=out,
@@ -108,6 +118,7 @@ def grade(
         paranoid=paranoid,
         trusted=trust,
         secret=secret,
+        new_secret=new_secret,
         limits=dict(cell_seconds=cell_seconds, notebook_seconds=notebook_seconds),
         anonymise=anonymise,
         gradescope=gradescope,
@@ -127,8 +138,7 @@ def grade(
 
 def main() -> None:
     """Entry point: errors that we foresee become one line and exit code 1, without a traceback."""
-    # the level after --require-sandbox may be left out, which typer's options cannot say
-    sys.argv[1:] = [f"{REQUIRE}=L2" if argument == REQUIRE else argument for argument in sys.argv[1:]]
+    sys.argv[1:] = _with_levels(sys.argv[1:])
     try:
         app()
     except Exception as error:
@@ -136,9 +146,33 @@ def main() -> None:
 
         if not isinstance(error, FORESEEN):
             raise
-        messages.print("[red bold]condiff-grade:[/]", end=" ")
-        messages.print(_words(error), soft_wrap=True, markup=False)
+        _say(_words(error))
         sys.exit(1)
+
+
+def _with_levels(arguments: list[str]) -> list[str]:
+    """The level after --require-sandbox may be left out and is L2 then, which typer's options cannot say."""
+    found: list[str] = []
+    for argument in arguments:
+        if argument in LEAST and found and found[-1] == f"{REQUIRE}=":
+            found[-1] += argument
+            continue
+        if found and found[-1] == f"{REQUIRE}=":
+            found[-1] += "L2"
+        found.append(f"{REQUIRE}=" if argument == REQUIRE else argument)
+    if found and found[-1] == f"{REQUIRE}=":
+        found[-1] += "L2"
+    return found
+
+
+def _stop(text: str) -> typer.Exit:
+    _say(text)
+    return typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    messages.print("[red bold]condiff-grade:[/]", end=" ")
+    messages.print(text, soft_wrap=True, markup=False)
 
 
 def _words(error: Exception) -> str:

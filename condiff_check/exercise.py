@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Generator, Tensor
 
+from .agent.watching import Columns
 from .compare import close, gap, oddity, plain
 from .guard import Failed, Guard
 from .xray import Formula
@@ -54,6 +55,10 @@ class Answer:
     def __call__(self, *args: object) -> object:
         """Call the first of the learner's objects."""
         return self.call(next(iter(self._objects)), *args)
+
+    def watched(self, columns: Columns, *args: object) -> object:
+        """Call the first of the learner's objects, and note in `columns` how large a matrix it makes."""
+        return self._guard.watched(columns, next(iter(self._objects.values())), *args)
 
     def reseed(self, noise: int) -> None:
         """From now on each call starts from this global random state: a right answer does not mind."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .agent.errors import describe
+from .agent.watching import Columns
 
 
 class Failed(Exception):
@@ -54,6 +55,11 @@ class Guard:
             raise Failed("your code called exit(): return a value instead") from None
         finally:
             self._left -= time.monotonic() - start
+
+    def watched(self, columns: Columns, function: Callable, *args: object) -> object:
+        """A call that `columns` looks on at."""
+        with columns:
+            return self(function, *args)
 
 
 class _Alarm(BaseException):

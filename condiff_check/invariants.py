@@ -12,6 +12,7 @@ from .compare import close, copied, gap, oddity, plain
 from .exercise import Answer, Exercise, Fact, Wrong
 
 KIND = "returns what it should: type, shape, finite numbers"
+UNTOUCHED = "leaves its arguments as they were"
 
 Test = Callable[[Answer, Generator], None]
 
@@ -28,9 +29,7 @@ def last_facts(exercise: Exercise) -> tuple[Fact, ...]:
     if not exercise.universal:
         return ()
     facts = [
-        Fact(
-            "leaves its arguments as they were", _untouched(exercise), "operations that end in _ and += work in place"
-        ),
+        Fact(UNTOUCHED, _untouched(exercise), "operations that end in _ and += work in place"),
         Fact(
             "gives the same result when called again",
             _repeatable(exercise),

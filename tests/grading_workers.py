@@ -44,7 +44,9 @@ class Cheap:
         )
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to end; tells a test that it was asked to."""
+        if os.environ.get("CHEAP_CLOSED"):
+            Path(os.environ["CHEAP_CLOSED"]).touch()
 
     def _misbehave(self, data: bytes) -> None:
         if data.startswith(b"crash"):
@@ -77,3 +79,32 @@ class Upright(Cheap):
         return dataclasses.replace(
             graded, verdicts=tuple(dataclasses.replace(v, outcome=outcome, points=0.0) for v in graded.verdicts)
         )
+
+
+class Broken(Cheap):
+    """With CHEAP_BROKEN the grader fails on the first exercise."""
+
+    def grade(self, task: Task, data: bytes) -> Graded:
+        """As Cheap does, but for that one."""
+        import dataclasses
+
+        graded = super().grade(task, data)
+        if not os.environ.get("CHEAP_BROKEN"):
+            return graded
+        failed = dataclasses.replace(graded.verdicts[0], outcome="grader error", points=0.0, reason="the disk was full")
+        return dataclasses.replace(graded, status="grader error", verdicts=(failed, *graded.verdicts[1:]))
+
+
+class Raising(Cheap):
+    """Every exercise has stopped with an error in a line that may be the submission's own."""
+
+    def grade(self, task: Task, data: bytes) -> Graded:
+        """As Cheap does, with other outcomes."""
+        import dataclasses
+
+        from condiff_check.grading.results import FactResult
+
+        graded = super().grade(task, data)
+        facts = (FactResult("a fact", "raises", "NameError: own_line\n  at line 2 of f:  own_line()"),)
+        verdicts = (dataclasses.replace(one, outcome="raised", points=0.0, facts=facts) for one in graded.verdicts)
+        return dataclasses.replace(graded, verdicts=tuple(verdicts))

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 import grading_workers
@@ -348,6 +350,7 @@ print("end", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_and_grades_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("CHEAP_SECONDS", "0.02")
     command = [sys.executable, "-c", BATCH, str(tmp_path / "results"), "100"]
@@ -431,6 +434,7 @@ def test_a_folder_is_graded_resumed_regraded_and_the_grader_checked(folder, tmp_
     assert not same["student1"]
     assert (out / "index.html").exists() and (out / "scores.csv").exists()
     assert (out / "secret").stat().st_mode & 0o777 == 0o600
+    assert said.count("trying the grader on known answers to lesson 04") == 2
 
     code, said = grade(folder, "-o", out, "--quiet", "--regrade", exercises[0], worker="Upright")
     assert code == 0, said
@@ -520,9 +524,158 @@ def test_help_comes_at_once_and_without_torch():
     assert time.process_time() - start < 1
 
 
+def test_with_codes_times_and_overrides_still_count_and_no_name_is_left(folder, tmp_path, exercises, capsys):
+    out = tmp_path / "results"
+    (folder / "student3").rename(folder / "brannigan")
+    (folder / "zapp").mkdir()
+    (folder / "zapp" / "kroker.pdf").write_text("")
+    for name in ("a", "b"):
+        (folder / "leela").mkdir(exist_ok=True)
+        (folder / "leela" / f"04_{name}_turanga.ipynb").write_text("{}")
+    assert grade(folder, "-o", out, "--quiet", "--no-self-check")[0] == 3
+    assert (out / "students" / "brannigan-04.html").exists()
+    (tmp_path / "times.csv").write_text("student,time\nbrannigan,2031-05-04T00:00Z\n")
+    override = f"{{student: brannigan, exercise: {exercises[0]}, points: 7, comment: x}}"
+    rubric = f"deadline: 2031-05-02T12:00Z\nlate: {{per_day: 10%}}\nsubmitted: times.csv\noverrides: [{override}]\n"
+    (tmp_path / "rubric.yaml").write_text(rubric)
+    options = ("--rubric", tmp_path / "rubric.yaml", "--anonymise", "--json", "--quiet", "--no-self-check")
+    capsys.readouterr()
+    code, said = grade(folder, "-o", out, *options)
+    assert code == 3, said
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (one,) = [line for line in lines if line["late_note"].startswith("late, day 2: 20% off")]
+    assert one["verdicts"][0]["points"] == 7 and one["late"] > 0
+    assert "hits nothing" not in said
+    names = (out / "names.csv").read_text()
+    assert "brannigan" in names and "kroker" in names and "turanga" in names
+    assert (out / "names.csv").stat().st_mode & 0o777 == 0o600
+    for path in [*out.rglob("*.html"), *out.glob("*.csv"), out / "results.jsonl"]:
+        if path.name != "names.csv":
+            assert not re.search(r"brannigan|student\d|zapp|kroker|leela|turanga", path.read_text() + path.name), path
+    assert "which names.csv tells" in said
+
+
+def test_only_and_withdrawn_and_other_limits(folder, tmp_path, exercises):
+    out = tmp_path / "results"
+    options = ("-o", out, "--quiet", "--no-self-check")
+    assert grade(folder, *options)[0] == 0
+    scores = (out / "scores.csv").read_text()
+    code, said = grade(folder, *options, "--only", exercises[0])
+    assert code == 0 and "graded already" in said
+    assert (out / "scores.csv").read_text() == scores  # all that the ledger knows
+    shutil.rmtree(folder / "student3")
+    assert grade(folder, *options)[0] == 0
+    assert not (out / "students" / "student3-04.html").exists() and len(list((out / "students").iterdir())) == 7
+    code, said = grade(folder, *options, "--cell-seconds", "20")
+    assert "7 graded before are graded again: the limits of time are others" in said
+    assert "7 of 7 graded" in said
+    code, said = grade(folder, "-o", tmp_path / "part", "--quiet", "--no-self-check", "--only", exercises[0])
+    assert "not all exercises of 7 submissions are graded yet" in said
+
+
+def test_what_the_grader_failed_on_is_graded_again_by_the_same_command(folder, tmp_path, exercises, monkeypatch):
+    options = (folder, "-o", tmp_path / "results", "--quiet", "--no-self-check")
+    monkeypatch.setenv("CHEAP_BROKEN", "1")
+    code, said = grade(*options, worker="Broken")
+    assert code == 3
+    assert "the disk was full" in said
+    monkeypatch.delenv("CHEAP_BROKEN")
+    code, said = grade(*options, worker="Broken")
+    assert code == 0
+    assert "8 graded before are graded again: the grader failed on them" in said
+    with Ledger(tmp_path / "results") as ledger:
+        assert [ids for _, ids in ledger.log()][8:] == [(exercises[0],)] * 8
+
+
+def test_another_secret_is_refused_unless_it_is_asked_for(folder, tmp_path, exercises):
+    out, mine = tmp_path / "results", tmp_path / "mine"
+    mine.write_text("0" * 64)
+    options = (folder, "-o", out, "--quiet", "--no-self-check")
+    assert grade(*options, "--secret", mine)[0] == 0
+    code, said = grade(*options)
+    assert code == 1
+    assert "--secret FILE" in said and "--new-secret" in said
+    assert not (out / "secret").exists()
+    code, said = grade(*options, "--secret", mine)
+    assert code == 0 and "graded already" in said
+    code, said = grade(*options, "--new-secret")
+    assert code == 0
+    assert "8 graded before are graded again: the secret is another one" in said
+    assert grade(*options)[0] == 0
+
+
+def test_a_worker_that_is_ended_closes_its_sandboxes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHEAP_CLOSED", str(tmp_path / "closed"))
+    run({"a": b"a"}, workers=1)
+    assert (tmp_path / "closed").exists()
+    run({"hang": b"hang"}, workers=1, deadline=1.5)  # this one cannot, and what it left goes with its folder
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_what_killed_runs_left_is_swept_and_what_is_in_use_is_not(tmp_path):
+    scratch = tmp_path / "scratch"
+    old = time.time() - 90_000
+    for name in ("condiff-grade-dead", "condiff-grade-busy", "condiff-abcdefgh", "condiff-own_file"):
+        (scratch / name / "work").mkdir(parents=True)
+    for name in ("dead", "busy"):
+        (scratch / f"condiff-grade-{name}" / "lock").touch()
+    (scratch / "condiff-own_file" / "thesis.tex").touch()
+    for path in scratch.iterdir():
+        os.utime(path, (old, old))
+    with FileLock(scratch / "condiff-grade-busy" / "lock"):
+        batch.sweep()
+    assert sorted(path.name for path in scratch.iterdir()) == ["condiff-grade-busy", "condiff-own_file"]
+
+
+@pytest.mark.parametrize(
+    ("given", "due"),
+    [
+        (["x", "--require-sandbox"], ["x", "--require-sandbox=L2"]),
+        (["--require-sandbox", "L1", "x"], ["--require-sandbox=L1", "x"]),
+        (["--require-sandbox=L1", "x"], ["--require-sandbox=L1", "x"]),
+        (["--require-sandbox", "x", "-o", "y"], ["--require-sandbox=L2", "x", "-o", "y"]),
+    ],
+)
+def test_the_level_after_require_sandbox_may_be_left_out(given, due):
+    from condiff_check.cli import _with_levels
+
+    assert _with_levels(given) == due
+
+
+def test_a_folder_that_is_not_there_is_told_at_once(tmp_path):
+    code = "import sys; from condiff_check import cli\ntry: cli.main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "nowhere", "-o", tmp_path], capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    assert done.returncode == 1 and "there are no submissions at nowhere" in done.stderr
+
+
+def test_no_level_below_L1_without_trust():
+    from condiff_check.grading import commands
+
+    options = commands.Options(Path("x"), Path("y"), sandbox="P0")
+    with (
+        patch.object(commands.sandbox, "choose", return_value="P0"),
+        pytest.raises(ValueError, match="--sandbox P0 lets a submission read your files"),
+    ):
+        commands._settings(options, b"0" * 32, Console(file=StringIO()))
+
+
+def test_a_student_reads_the_own_line_that_raised(folder, tmp_path, exercises):
+    cell = dict(
+        cell_type="code", id="a", metadata={}, source="def f():\n    own_line()", outputs=[], execution_count=None
+    )
+    text = json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[cell]))
+    (folder / "student1" / "04_guidance.ipynb").write_text(text)
+    out = tmp_path / "results"
+    grade(folder, "-o", out, "--quiet", "--no-self-check", worker="Raising")
+    assert "at line 2 of f: own_line()" in (out / "students" / "student1-04.html").read_text()
+    assert "own_line" not in (out / "students" / "student2-04.html").read_text()
+
+
 # --- cluster ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_gives_the_same_results(monkeypatch):
     distributed = pytest.importorskip("distributed", reason="the extra condiff[cluster] is not installed")
     from condiff_check.grading.cluster import Cluster

@@ -32,6 +32,8 @@ from condiff_check.registry import find, lesson, lessons
 PACKAGE = Path(condiff_ref.__file__).parent
 SOLUTIONS = {path.name[:2]: path for path in (PACKAGE.parent / "solutions").glob("*.ipynb")}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def view(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
@@ -147,6 +149,7 @@ def answers_among(candidates: dict[str, Callable], number: str) -> set[tuple[str
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", lessons())
 def test_no_callable_of_the_view_answers_an_exercise(number: str, seen: Callable):
     assert answers_among(callables(seen(number)), number) == set()
@@ -764,11 +767,7 @@ def graded_cells(path: Path) -> list[tuple[int, str]]:
     return [(i, cell.source) for i, (cell, run) in enumerate(zip(cells, graded, strict=True)) if run]
 
 
-# Ten seconds each. `make test-all` runs them all; grading the solutions, in tests of its own, runs these cells too.
-RUN = lessons() if "CONDIFF_REPEATS" in os.environ else ["06"]
-
-
-@pytest.mark.parametrize("number", RUN)
+@pytest.mark.parametrize("number", [n if n == "06" else pytest.param(n, marks=pytest.mark.slow) for n in lessons()])
 def test_the_cells_of_the_solution_run_in_the_view(number: str, tmp_path: Path):
     view = build_view(number, tmp_path / "view")
     (view / "cells.py").write_text(CELLS)

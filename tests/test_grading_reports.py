@@ -348,6 +348,31 @@ def test_an_unreadable_file_tells_what_to_do_and_our_error_is_not_final(scored, 
     assert "Something went wrong on our side" in ours and "not counted yet" in ours and "0 of 2" not in ours
 
 
+def test_why_a_file_could_not_be_read_is_told_everywhere(tmp_path):
+    why = "it is a web page: hand in the notebook itself"
+    verdicts = tuple(verdict(one, "unreadable", reason=why) for one in lesson("04")[:2])
+    one = submission("Ines", [], status="unreadable", cells=(), level="", layers=(), notes=("twice as large",))
+    items = tuple(ScoredVerdict(item, 0.0, item.out_of) for item in verdicts)
+    one = replace(one, graded=replace(one.graded, verdicts=verdicts), verdicts=items)
+    files = everything([one], tmp_path)
+    for name in ("students/ines-04.html", "index.html"):
+        assert why in Page(files[name]).text.replace("It is a web", "it is a web"), name
+    assert "twice as large" not in files["students/ines-04.html"]
+    assert why in results_json(one)["output"]
+
+
+def test_pages_that_are_not_due_any_more_are_removed_and_nothing_else(scored, tmp_path):
+    write_pages(scored[:3], tmp_path)
+    (tmp_path / "students" / "mine.html").write_text("not theirs")
+    with (tmp_path / "pages.txt").open("a") as file:
+        file.write("../outside.html\nindex.html\n")
+    (tmp_path.parent / "outside.html").write_text("not theirs")
+    write_pages(scored[:1], tmp_path)
+    assert {path.name for path in (tmp_path / "students").iterdir()} == {"ada-okafor-04.html", "mine.html"}
+    assert {path.name for path in (tmp_path / "instructor").iterdir()} == {"ada-okafor-04.html"}
+    assert (tmp_path.parent / "outside.html").exists() and (tmp_path / "index.html").exists()
+
+
 def test_the_class_at_a_glance(scored, tmp_path):
     page = Page(everything(scored, tmp_path)["index.html"])
     assert "Lesson 04: 12 submissions" in page.text
@@ -377,7 +402,7 @@ def test_isolation_is_told_as_it_was():
 
 def test_hostile_strings_stay_text(tmp_path):
     files = everything([evil()], tmp_path)
-    assert len(files) == 6
+    assert len(files) == 7
     for name, text in files.items():
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text), name
         assert len(name.split("/")[-1]) < 120
@@ -690,7 +715,30 @@ sys.exit(3)
 )
 def test_run_autograder_says_so_when_the_grader_fails(autograder, program, seconds, due):
     result, _ = run_autograder(autograder[0], program, CONDIFF_SECONDS=seconds)
-    assert result["score"] == 0 and due in result["output"] and "no fault of your code" in result["output"]
+    assert due in result["output"] and "no fault of your code" in result["output"]
+    assert result["score"] == 0 and result["output"].startswith("NOT GRADED")  # Gradescope wants a score
+    assert result["tests"][0]["status"] == "failed" and "Rerun Autograder" in result["tests"][0]["output"]
+
+
+@pytest.mark.parametrize("key", ["submitted", "deadline", "late", "overrides"])
+def test_a_rubric_with_what_is_gradescopes_own_is_refused(tmp_path, key):
+    text = "lesson: 04\ndeadline: 2031-05-02T23:59Z\n" if key in ("deadline", "late") else "lesson: 04\n"
+    text += {
+        "submitted": "submitted: times.csv\n",
+        "late": "late: {per_day: 10%}\n",
+        "overrides": "overrides: [{student: kim, exercise: 04.1, points: 1, comment: x}]\n",
+    }.get(key, "")
+    (tmp_path / "times.csv").write_text("student,time\nkim,2031-05-02T20:10Z\n")
+    (tmp_path / "rubric.yaml").write_text(text)
+    with pytest.raises(ValueError, match="is not for Gradescope"):
+        write_autograder(tmp_path / "a", ROOT, "04", secret=b"", rubric=tmp_path / "rubric.yaml")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_rubric_for_another_lesson_is_refused(tmp_path):
+    (tmp_path / "rubric.yaml").write_text("lesson: 01\n")
+    with pytest.raises(ValueError, match="it is for lesson 01, and the autograder for 04"):
+        write_autograder(tmp_path / "a", ROOT, "04", secret=b"", rubric=tmp_path / "rubric.yaml")
 
 
 def test_run_autograder_without_a_grader(autograder):
@@ -737,6 +785,7 @@ def db(empty_gradebook, tmp_path):
     return f"sqlite:///{shutil.copy(empty_gradebook, tmp_path)}"
 
 
+@pytest.mark.slow
 def test_scores_come_out_of_nbgrader_as_they_went_in(scored, db, tmp_path):
     forger = submission('x,,,,10,0,10,10\n"y', [R])  # nbgrader's exporter does not quote
     everybody = [*scored, forger]
@@ -780,6 +829,7 @@ def test_overrides_errors_and_manual_scores_in_the_gradebook(scored, db):
 
 
 @pytest.mark.filterwarnings("ignore:Object of type")  # nbgrader's own code warns of itself
+@pytest.mark.slow
 def test_a_gradebook_that_nbgrader_made_keeps_its_notebook(scored, db):
     api = pytest.importorskip("nbgrader.api")
     with api.Gradebook(db) as book:

@@ -1,5 +1,7 @@
 """From verdicts to points: rubric files, deadlines, overrides, and what is said of a rubric that is not right."""
 
+import zipfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -117,6 +119,29 @@ submission_1:
     assert metadata_times(tmp_path) == {"submission_1": datetime(2031, 5, 2, 21, 37, 6, 394041, UTC)}
     with pytest.raises(RubricError, match="which is not there"):
         metadata_times(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("kind", ["zip", "zip around", "around"])
+def test_times_of_a_gradescope_export_in_a_zip_or_below(tmp_path, kind):
+    text = "submission_1:\n  :created_at: 2031-05-02 21:37:06 Z\n"
+    folder = tmp_path / "download" / "export"
+    folder.mkdir(parents=True)
+    (folder / "submission_metadata.yml").write_text(text)
+    export = folder.parent
+    if kind != "around":
+        export = tmp_path / "export.zip"
+        with zipfile.ZipFile(export, "w") as archive:
+            archive.writestr(f"{'assignment/' if kind == 'zip around' else ''}submission_metadata.yml", text)
+    assert metadata_times(export) == {"submission_1": datetime(2031, 5, 2, 21, 37, 6, tzinfo=UTC)}
+
+
+def test_codes_take_the_place_of_names(tmp_path):
+    text = LATE + "submitted: times.csv\noverrides: [{student: kim, exercise: 04.2, points: 2, comment: x}]\n"
+    (tmp_path / "times.csv").write_text("submission,time\nkim-04,2031-05-03 00:30\n")
+    mine = rubric(tmp_path, text).renamed({"kim": "s-1", "kim-04": "s-1-04"})
+    coded = replace(graded(e04_1="right", e04_2="wrong"), student="s-1", submission="s-1-04")
+    assert mine.score(coded).late == pytest.approx(0.3)
+    assert not mine.unused([coded])
 
 
 @pytest.mark.parametrize(

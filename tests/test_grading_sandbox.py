@@ -19,7 +19,7 @@ from condiff_check.grading import sandbox as module
 from condiff_check.grading.probing import probing_view
 from condiff_check.grading.sandbox import LEVELS, Limits, Sandbox, SandboxError, choose, clean, probe
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="the sandbox needs a POSIX system")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="the sandbox needs a POSIX system")]
 LINUX = sys.platform == "linux"
 MINOR = sys.version_info.minor
 SMALL = Limits(memory=192 << 20, processes=24, disk=8 << 20, output=8 << 10)

@@ -101,6 +101,7 @@ class Course:
         shutil.copy(file, self.folder.joinpath(*folder, "lesson.ipynb"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lesson", SMALLEST)
 def test_nbgrader_releases_the_student_notebook_and_grades_nothing_and_everything(lesson, tmp_path):
     course = Course(tmp_path)

@@ -13,6 +13,7 @@ LESSONS = sorted(path.stem for path in (Path(__file__).parent / "sloppy").glob("
 ANSWERS = [entry for lesson in LESSONS for entry in import_module(f"sloppy.{lesson}").SLOPPY]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("id", "what", "answers"), ANSWERS, ids=[f"{id}-{what}" for id, what, _ in ANSWERS])
 def test_a_sloppy_answer_is_refused(id: str, what: str, answers: tuple):
     report = examine(find(id), answers, seed=5)

@@ -299,6 +299,7 @@ def _train(out, *more):
     return [sys.executable, "-m", "condiff_ref.cli", *arguments]
 
 
+@pytest.mark.slow
 def test_kill_nine_at_any_moment_and_the_weights_are_bit_identical(tmp_path):
     straight, killed = tmp_path / "straight.safetensors", tmp_path / "killed.safetensors"
     subprocess.run(_train(straight), check=True, capture_output=True)

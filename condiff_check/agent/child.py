@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from .peer import Peer
+from .watching import Columns
 from .wire import Wire
 
 
@@ -22,11 +23,15 @@ class ChildPeer(Peer):
     @contextlib.contextmanager
     def framed(self, header: dict) -> Iterator[None]:
         seed = header.get("seed")
-        if seed is not None and self._depth == 1:
-            torch.default_generator.manual_seed(seed)
+        if self._depth == 1:
+            self.share_random(seed)
         dtype = torch.get_default_dtype()
+        self.watched = None
+        columns = Columns(*header["watch"]) if header.get("watch") else contextlib.nullcontext()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), columns:
                 yield
         finally:
+            if isinstance(columns, Columns):
+                self.watched = [float(columns.widest), float(columns.held)]
             torch.set_default_dtype(dtype)

@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from .peer import Peer
 
 NODES = 200_000  # of a graph that is searched for leaves
+ORDERS = 4  # of gradients of gradients, whose graphs grow with each
 
 
 class Tape:
     """On the side that computes: the results of a call, and the tensors that they depend on."""
 
-    def __init__(self, sources: Sequence[tuple[str, int, Tensor]]):
+    def __init__(self, sources: Sequence[tuple[str, int, Tensor]], order: int = 0):
+        self.order = order
         self._sources = {id(tensor): (kind, index) for kind, index, tensor in sources}
         self._held = [tensor for _, _, tensor in sources]  # so that no id is given out twice
         self.results: list[Tensor] = []

@@ -5,7 +5,7 @@ what the other knows, and each message carries what differs from it.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from .wire import Violation
 if TYPE_CHECKING:
     from .peer import Peer
 
-PARTS = 5000  # of a module at most
+PARTS = 5000  # of a module at most, its parameters and buffers among them; shared ones as often as they are met
 SHOWN = ("null", "classes")  # what exercises promise of the models that they hand over
 PLAIN = (bool, int, float, str, type(None))
 
@@ -41,7 +41,12 @@ def describe(peer: "Peer", module: nn.Module, encode: Encoder) -> dict:
         found = known.same(tensor)
         if found:
             return dict(like=found[0], data=found[1], grad=tensor.requires_grad)
-        return dict(value=encode.number(tensor), grad=tensor.requires_grad)
+        slope = tensor.grad if tensor.is_leaf else None
+        return dict(
+            value=encode.number(tensor),
+            grad=tensor.requires_grad,
+            slope=None if slope is None else encode.number(slope),
+        )
 
     def tree(part: nn.Module, path: str) -> dict:
         if id(part) in parts:
@@ -92,6 +97,13 @@ def rebuild(peer: "Peer", handle: str, tree: Any, decode: Decoder) -> nn.Module:
     """A stand-in. A child gets torch.nn's own modules whole; a judge never runs what a child describes."""
     made_leaves: dict[str, Tensor] = {}
     parts: dict[str, nn.Module] = {}
+    sizes: dict[str, int] = {}
+    known: dict[str, dict[str, Tensor]] = {}
+
+    def like(owner: str, name: str) -> Tensor:
+        if owner not in known:
+            known[owner] = peer.leaves(owner)
+        return known[owner][name]
 
     def leaf(told: Any, path: str, is_parameter: bool) -> Tensor | None:
         if told is None:
@@ -99,7 +111,7 @@ def rebuild(peer: "Peer", handle: str, tree: Any, decode: Decoder) -> nn.Module:
         if "tied" in told:
             return made_leaves[told["tied"]]
         if "like" in told:
-            tensor = peer.leaf(*told["like"])
+            tensor = like(*told["like"])
             if told["data"]:
                 tensor = nn.Parameter(tensor.data, requires_grad=told["grad"]) if is_parameter else tensor.data
         else:
@@ -107,14 +119,15 @@ def rebuild(peer: "Peer", handle: str, tree: Any, decode: Decoder) -> nn.Module:
             if not isinstance(value, Tensor):
                 raise Violation("a parameter that is no dense tensor")
             tensor = nn.Parameter(value, requires_grad=bool(told["grad"])) if is_parameter else value
+            if is_parameter and told["slope"] is not None:
+                tensor.grad = decode(told["slope"])
         made_leaves[path] = tensor
         return tensor
 
     def part(told: dict, path: str) -> nn.Module:
         if "again" in told:
+            sizes[path] = sizes[told["again"]]  # KeyError for a module within itself
             return parts[told["again"]]
-        if len(parts) >= PARTS:
-            raise Violation(f"a module of more than {PARTS} parts")
         made = _empty(peer, handle, path, told)
         parts[path] = made
         dot = f"{path}." if path else ""
@@ -126,8 +139,13 @@ def rebuild(peer: "Peer", handle: str, tree: Any, decode: Decoder) -> nn.Module:
             made._parameters[_name(name)] = leaf(value, dot + name, True)
         for name, value in told["buffers"]:
             made._buffers[_name(name)] = leaf(value, dot + name, False)
+        sizes_of_children = 0
         for name, child in told["children"]:
             made._modules[_name(name)] = None if child is None else part(child, dot + name)
+            sizes_of_children += sizes[dot + name] if child is not None else 0
+        sizes[path] = 1 + len(made._parameters) + len(made._buffers) + sizes_of_children
+        if sizes[path] > PARTS:
+            raise Violation(f"a module of more than {PARTS} parts")
         return made
 
     return part(tree, "")
@@ -170,7 +188,7 @@ class Shadow:
             now, before = _snapshot(leaf, copy=False), self._leaves.get(name)
             if before is not None and not _same(now, before):
                 value, grad = (
-                    None if _equal(n, b) else n if n is None else encode.number(n)
+                    None if equal(n, b) else n if n is None else encode.number(n)
                     for n, b in zip(now[:2], before, strict=False)
                 )
                 cleared = now[1] is None and before[1] is not None
@@ -183,13 +201,14 @@ class Shadow:
         self._training = training
         return dict(leaves=changed, training=told)
 
-    def apply(self, module: nn.Module, told: dict, decode: Decoder) -> None:
-        """Take over what the other side has changed."""
+    def apply(self, module: nn.Module, told: dict, decode: Decoder, note: Callable[[Tensor], None]) -> None:
+        """Take over what the other side has changed; `note` is told of each tensor before."""
         mine = dict(leaves(module))
         for name, value, grad, cleared, requires_grad in told["leaves"]:
             leaf = mine.get(name)
             if leaf is None:
                 raise Violation("a change of an unknown parameter")
+            note(leaf)
             if value is not None:
                 _put(leaf, decode(value))
             if grad is not None:
@@ -234,13 +253,18 @@ def _snapshot(leaf: Tensor, copy: bool = True) -> tuple[Tensor, Tensor | None, b
 
 
 def _same(one: tuple, two: tuple) -> bool:
-    return one[2] == two[2] and _equal(one[0], two[0]) and _equal(one[1], two[1])
+    return one[2] == two[2] and equal(one[0], two[0]) and equal(one[1], two[1])
 
 
-def _equal(one: Tensor | None, two: Tensor | None) -> bool:
+def equal(one: Tensor | None, two: Tensor | None) -> bool:
+    """Of one dtype and shape, and with the same numbers; NaN is NaN."""
     if one is None or two is None:
         return one is two
-    return one.dtype == two.dtype and one.shape == two.shape and torch.equal(one, two)
+    if one.dtype != two.dtype or one.shape != two.shape:
+        return False
+    return torch.equal(one, two) or (
+        one.is_floating_point() and torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)
+    )
 
 
 def _put(leaf: Tensor, value: object) -> None:
@@ -255,6 +279,49 @@ def _put(leaf: Tensor, value: object) -> None:
             leaf.data.copy_(value)
         else:
             leaf.data = value
+
+
+class Originals:
+    """Tensors and modules as they were before the other side changed them."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[int, tuple[Tensor, Tensor, tuple, bool]] = {}
+        self._modes: dict[int, tuple[nn.Module, bool]] = {}
+
+    def note(self, tensor: Tensor, lent: bool) -> None:
+        if id(tensor) not in self._tensors:
+            self._tensors[id(tensor)] = (tensor, tensor.data, _snapshot(tensor), lent)
+
+    def note_modes(self, module: nn.Module) -> None:
+        for part in module.modules():
+            self._modes.setdefault(id(part), (part, part.training))
+
+    def altered(self, mine: Callable[[Tensor], bool]) -> set[str]:
+        """What is not as it was. `mine`: whether a tensor belongs to a module of this side."""
+        found = {"the mode of a module" for part, mode in self._modes.values() if part.training != mode}
+        for tensor, _, before, lent in self._tensors.values():
+            if not lent and not mine(tensor):
+                continue
+            now, kind = _snapshot(tensor, copy=False), "an argument" if lent else "a parameter"
+            if not equal(now[0], before[0]):
+                found.add(kind)
+            if not equal(now[1], before[1]):
+                found.add(f"the gradient of {kind}")
+            if now[2] != before[2]:
+                found.add(f"requires_grad of {kind}")
+        return found
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for tensor, data, (value, grad, requires_grad), _ in reversed(self._tensors.values()):
+                data.copy_(value)
+                if tensor.dtype != data.dtype:
+                    tensor.data = data
+                if tensor.is_leaf:
+                    tensor.grad = grad
+                    tensor.requires_grad_(requires_grad)
+        for part, mode in self._modes.values():
+            part.training = mode
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------

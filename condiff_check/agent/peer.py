@@ -19,12 +19,14 @@ from torch import Generator, Tensor, nn
 
 from . import errors, grads, modules
 from .proxies import RemoteFunction, object_like
-from .values import Decoder, Encoder, Json
-from .wire import TooMany, Violation, Wire, WireError
+from .values import Decoder, Encoder, Json, index
+from .wire import ODD, TooMany, Violation, Wire, WireError
 
 NESTED = 20  # calls within calls
 TAPES = 500  # calls whose gradients can still be asked for
 HANDLES = 20_000
+COPIES = 20  # of a judge's modules, made for the other side
+TRAFFIC = 512 << 20  # bytes that a judge takes and gives in all: its models may keep what they are asked
 LOOSE = "loose"
 
 
@@ -37,7 +39,10 @@ class Peer:
     def __init__(self, wire: Wire, side: str, *, trusted: bool, allowed: int | None = None):
         self.wire, self.side, self.trusted, self.allowed = wire, side, trusted, allowed
         self.served = 0
-        self._count = self._depth = 0
+        self.altered: set[str] = set()  # what calls have left changed of things that are this side's
+        self._originals = modules.Originals()  # of all that the other side has changed so far
+        self._call: modules.Originals | None = None  # of what it has changed in the call at hand
+        self._count = self._depth = self._copies = self._traffic = 0
         self._exports: dict[str, object] = {}
         self._imports: dict[str, object] = {}
         self._handles: dict[int, tuple[str, str]] = {}  # id of an object: its handle and path
@@ -46,6 +51,9 @@ class Peer:
         self._encode: Encoder | None = None
         self._dropped: list[str] = []  # what the other side does not use any more, but for the message at hand
         self.seed: int | None = None  # of the random state that the other side's calls start from
+        self._random: Tensor | None = None  # torch's global random state, as the other side knows it
+        self.watch: list[int] | None = None  # what watching.Columns is to look for in the other side's next call
+        self.watched: object = None  # what it saw
         self.ended: WireError | None = None
         self._tapes: deque[tuple[str, grads.Tape]] = deque(maxlen=TAPES)
 
@@ -86,21 +94,44 @@ class Peer:
     def _ask(self, op: str, value: object, leaves: Sequence[Tensor] = (), **header: Any) -> Any:
         if self.ended is not None:
             raise self.ended
+        call = modules.Originals() if self.trusted and not self._depth else None
         try:
-            encode = self._message(op, value, grad=torch.is_grad_enabled(), seed=self.seed, **header)
+            encode = self._message(op, value, grad=torch.is_grad_enabled(), seed=self.seed, watch=self.watch, **header)
+            if call is not None:
+                self._call = call
             header, decode = self._receive()
             while header.get("op") != "reply":
                 self._serve(header, decode)
                 header, decode = self._receive()
-            error, decode.sent = header.get("error"), encode.tensors
-            found = None if error else self._join(header, decode, encode, decode(header["value"]), leaves)
-            self._take_after(header, decode, encode)
+            self.watched = header.get("watched")
+            error, found = self._answer(header, decode, encode, leaves)
         except WireError as error:
             self.ended = error
             raise
-        if error:
-            raise _raised(error)
+        finally:
+            if call is not None:
+                self.altered |= call.altered(self._is_mine)
+                self._call = None
+        if error is not None:
+            raise error
         return found
+
+    def _answer(
+        self, header: dict, decode: Decoder, encode: Encoder, leaves: Sequence[Tensor]
+    ) -> tuple[BaseException | None, object]:
+        """An error or a result. Raises Violation for what is neither."""
+        decode.sent = encode.tensors
+        try:
+            error = errors.unpack(header["error"]) if header.get("error") else None
+            found = None if error else self._join(header, decode, encode, decode(header["value"]), leaves)
+        except ODD as odd:
+            raise Violation(f"a reply without its parts: {type(odd).__name__}") from odd
+        self._take_after(header, decode, encode)
+        return error, found
+
+    def undo(self) -> None:
+        """Put back what the other side has changed here: a fact may have lent what others need as it was."""
+        self._originals.restore()
 
     def _join(self, header: dict, decode: Decoder, encode: Encoder, found: object, leaves: Sequence[Tensor]) -> object:
         """Results with gradients become results of an operation on this side's tensors."""
@@ -116,12 +147,19 @@ class Peer:
         try:
             kind, *rest = told
             if kind == "argument":
-                return encode.tensors[_index(rest[0])]
+                return encode.tensors[index(rest[0])]
             if kind == "leaf":
-                return leaves[_index(rest[0])]
+                return leaves[index(rest[0])]
             return self.leaf(rest[0], rest[1])
         except (ValueError, IndexError, TypeError) as error:
             raise Violation("a gradient for an unknown tensor") from error
+
+    def share_random(self, seed: int | None) -> None:
+        """From here on both sides draw from one global stream, as they would in one process; with None no longer."""
+        self._random = None
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            self._random = torch.default_generator.get_state()
 
     # --- answer the other side
 
@@ -156,10 +194,9 @@ class Peer:
 
     def _reply(self, value: object, given: "_Given", tape: grads.Tape | None) -> None:
         try:
-            self._message("reply", value, given=given, tape=tape)
+            self._message("reply", value, given=given, tape=tape, watched=self.watched)
         except Violation as error:  # nothing has been sent: the result is too large
-            for handle, _ in self._new:
-                self._drop(handle, self._exports)
+            self._drop([handle for handle, _ in self._new], self._exports)
             self._new = []
             self._message("reply", None, error=errors.pack(RuntimeError(str(error))))
 
@@ -173,8 +210,9 @@ class Peer:
                 raise AttributeError(str(name))
             return getattr(thing, name), None
         if op == "copy":
-            if not isinstance(thing, nn.Module):
-                raise Violation("a copy of what is no module")
+            self._copies += 1
+            if not isinstance(thing, nn.Module) or (self.trusted and self._copies > COPIES):
+                raise Violation(f"a copy of what is no module, or more than {COPIES} copies")
             return deepcopy(thing), None
         if op != "call":
             raise Violation("an unknown request")
@@ -196,7 +234,9 @@ class Peer:
         if not create:
             return found, None
         leaves = [("leaf", i, leaf) for i, leaf in enumerate(tape.leaves)]
-        return found, grads.Tape([*(("argument", i, t) for i, t in enumerate(decode.tensors)), *leaves])
+        if self.trusted and tape.order >= grads.ORDERS:
+            raise RuntimeError(f"gradients of more than order {grads.ORDERS}")
+        return found, grads.Tape([*(("argument", i, t) for i, t in enumerate(decode.tensors)), *leaves], tape.order + 1)
 
     def _own(self, header: dict) -> Any:
         handle, path = header.get("handle"), header.get("path")
@@ -205,7 +245,7 @@ class Peer:
             raise Violation("a call of what was never shown")
         if isinstance(thing, torch.optim.Optimizer) and path == "step":
             return thing.step
-        return thing.get_submodule(path) if path and isinstance(thing, nn.Module) else thing
+        return _part(thing, path)
 
     def framed(self, header: dict) -> Any:
         """What is around a call that this side answers."""
@@ -217,8 +257,7 @@ class Peer:
         self, op: str, value: object, given: "_Given | None" = None, tape: grads.Tape | None = None, **header: Any
     ) -> Encoder:
         encode = self._encode = Encoder(self, given.tensors if given is not None else ())
-        for handle in self._dropped:
-            self._drop(handle, self._exports)
+        self._drop(self._dropped, self._exports)
         self._dropped = []
         self._export_modules(value)
         content = encode(value)
@@ -228,8 +267,12 @@ class Peer:
             header["after"] = given.after(encode)
         sync = [[h, told] for h, m in list(self._modules()) if (told := self._shadows[h].changes(m, encode))]
         optimizers = [[h, modules.describe_optimizer(self, o, encode)] for h, o in list(self._optimizers())]
+        if self._random is not None and not torch.equal(state := torch.default_generator.get_state(), self._random):
+            header["random"], self._random = encode.size, state
+            encode.raw(state)
         new, self._new = self._new, []
         drop = self._unused()  # last: what has become of them is told first
+        self._count_traffic(encode.size)
         self.wire.send(
             dict(op=op, value=content, new=new, sync=sync, optimizers=optimizers, drop=drop, **header), encode.chunks
         )
@@ -237,15 +280,20 @@ class Peer:
 
     def _receive(self) -> tuple[dict, Decoder]:
         header, body = self.wire.receive()
+        self._count_traffic(len(body))
         decode = Decoder(self, body)
         try:
+            if self._random is not None and header.get("random") is not None:
+                decode.state(torch.default_generator, header["random"])
+                self._random = torch.default_generator.get_state()
             later = []
             for handle, told in header.get("new", []):
                 self._import(handle, told, decode) if told["kind"] != "optimizer" else later.append((handle, told))
             for handle, told in header.get("sync", []):
                 module = self._find(handle)
                 if module is not None:
-                    self._shadows[handle].apply(module, told, decode)
+                    self._note_modes(handle, module)
+                    self._shadows[handle].apply(module, told, decode, self._note)
             for handle, told in later:
                 self._import(handle, told, decode)
             for handle, told in header.get("optimizers", []):
@@ -253,9 +301,25 @@ class Peer:
                 if optimizer is not None and handle not in dict(later):
                     modules.update_optimizer(self, optimizer, told, decode)
             self._dropped = [handle for handle in header.get("drop", []) if isinstance(handle, str)]
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-            raise Violation(f"a message without its parts: {type(error).__name__}: {error}") from error
+        except ODD as error:
+            raise Violation(f"a message without its parts: {type(error).__name__}: {str(error)[:200]}") from error
         return header, decode
+
+    def _count_traffic(self, size: int) -> None:
+        self._traffic += size
+        if self.trusted and self._traffic > TRAFFIC:
+            raise Violation(f"more than {TRAFFIC >> 20} MiB in all")
+
+    def _note(self, tensor: Tensor, lent: bool = False) -> None:
+        """The other side is about to change this tensor; `lent`: an argument of a call."""
+        for originals in (self._originals, self._call) if self.trusted else ():
+            if originals is not None:
+                originals.note(tensor, lent)
+
+    def _note_modes(self, handle: str, module: nn.Module) -> None:
+        for originals in (self._originals, self._call) if self.trusted and handle in self._exports else ():
+            if originals is not None:
+                originals.note_modes(module)
 
     def _keep(self, tape: grads.Tape, encode: Encoder) -> dict[str, Any]:
         """The tape of results with gradients, by a name; and which tensors it can be asked about."""
@@ -273,12 +337,13 @@ class Peer:
         """What the call did to its arguments happens to ours."""
         try:
             told = header.get("after") or dict(tensors=[], generators=[])
-            for index, value, grad, requires_grad in told["tensors"]:
-                _change(encode.tensors[_index(index)], value and decode(value), grad and decode(grad), requires_grad)
-            for index, offset in told["generators"]:
-                generator = encode.generators[_index(index)]
-                generator.set_state(decode.raw(torch.uint8, list(generator.get_state().shape), offset))
-        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+            for i, value, grad, requires_grad in told["tensors"]:
+                tensor = encode.tensors[index(i)]
+                self._note(tensor, lent=True)
+                _change(tensor, value and decode(value), grad and decode(grad), requires_grad)
+            for i, offset in told["generators"]:
+                decode.state(encode.generators[index(i)], offset)
+        except ODD as error:
             raise Violation(f"what became of the arguments is not told: {type(error).__name__}") from error
 
     # --- handles
@@ -297,7 +362,7 @@ class Peer:
         thing = self._find(handle)
         if thing is None:
             raise Violation("a handle of nothing")
-        return thing.get_submodule(path) if path and isinstance(thing, nn.Module) else thing
+        return _part(thing, path)
 
     def export(self, value: object) -> str:
         """Show an object to the other side."""
@@ -324,9 +389,10 @@ class Peer:
             return dict(kind="generator")
         if isinstance(value, torch.optim.Optimizer):
             return dict(kind="optimizer", told=modules.describe_optimizer(self, value, encode))
-        name = str(getattr(value, "__name__", type(value).__name__))[:80]
-        if callable(value) and (self.trusted or hasattr(value, "__name__")):
-            return dict(kind="function", name=name)
+        if self.trusted and callable(value):
+            return dict(kind="function", name="function")  # its own name might tell right from wrong
+        if callable(value) and hasattr(value, "__name__"):
+            return dict(kind="function", name=str(value.__name__)[:80])
         return dict(kind="object", name=type(value).__name__[:80], callable=callable(value))
 
     def _can_cross(self, value: object) -> bool:
@@ -376,8 +442,7 @@ class Peer:
         held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         del optimizers
         unused = [handle for handle in list(self._imports) if self._is_unused(handle, held)]
-        for handle in unused:
-            self._drop(handle, self._imports)
+        self._drop(unused, self._imports)
         return unused
 
     def _is_unused(self, handle: str, held: set[int]) -> bool:
@@ -391,11 +456,13 @@ class Peer:
             return False
         return not any(id(leaf) in held for _, leaf in modules.leaves(thing))  # by an optimizer
 
-    def _drop(self, handle: str, table: dict[str, object]) -> None:
-        table.pop(handle, None)
-        self._shadows.pop(handle, None)
-        for number in [number for number, found in self._handles.items() if found[0] == handle]:
-            del self._handles[number]
+    def _drop(self, handles: Sequence[str], table: dict[str, object]) -> None:
+        known = {handle for handle in handles if handle in table}
+        if known:
+            self._handles = {number: found for number, found in self._handles.items() if found[0] not in known}
+        for handle in known:
+            del table[handle]
+            self._shadows.pop(handle, None)
 
     def _modules(self) -> Iterator[tuple[str, nn.Module]]:
         for handle in list(self._shadows):
@@ -426,13 +493,26 @@ class Peer:
         """Whose parameter is whose, now."""
         return Parameters(self)
 
+    def leaves(self, handle: str) -> dict[str, Tensor]:
+        """The parameters and buffers of a module that both sides know."""
+        module = self._find(handle)
+        return dict(modules.leaves(module)) if isinstance(module, nn.Module) else {}
+
     def leaf(self, handle: str, name: str) -> Tensor:
         """The parameter or buffer of that name."""
-        module = self._find(handle)
-        found = dict(modules.leaves(module)).get(name) if isinstance(module, nn.Module) else None
+        found = self.leaves(handle).get(name)
         if found is None:
             raise Violation("an unknown parameter")
         return found
+
+    def _is_mine(self, tensor: Tensor) -> bool:
+        """Whether a module that this side has shown has this parameter, or its memory."""
+        shown = (thing for thing in self._exports.values() if isinstance(thing, nn.Module))
+        return any(
+            leaf is tensor or (leaf.numel() and leaf.data_ptr() == tensor.data_ptr())
+            for module in shown
+            for _, leaf in modules.leaves(module)
+        )
 
     def parameter(self, reference: Sequence[str]) -> Tensor:
         return self.leaf(*reference)
@@ -489,7 +569,7 @@ class _Given:
         """What became of them."""
         told = []
         for i, (tensor, before, requires_grad) in enumerate(self._tensors):
-            same = tensor.shape == before.shape and torch.equal(tensor.detach(), before)
+            same = modules.equal(tensor.detach(), before)
             value = None if same or tensor.shape != before.shape else encode.number(tensor.detach())
             grad = encode.number(tensor.grad) if tensor.is_leaf and tensor.grad is not None else None
             if value or grad or tensor.requires_grad != requires_grad:
@@ -522,14 +602,10 @@ def _mapped(value: object, replaced: Mapping[int, Tensor]) -> object:
     return value
 
 
-def _raised(told: object) -> BaseException:
-    try:
-        return errors.unpack(told)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise Violation("an error without its parts") from error
-
-
-def _index(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError("no index")
-    return value
+def _part(thing: Any, path: str) -> Any:
+    """The part of a module; get_submodule would ask a stand-in for attributes."""
+    for name in path.split(".") if path and isinstance(thing, nn.Module) else ():
+        thing = thing._modules.get(name)
+        if thing is None:
+            raise Violation("an unknown part of a module")
+    return thing

@@ -5,10 +5,10 @@ import gc
 import os
 import signal
 import socket
-import sys
 from typing import Any
 
 from . import errors
+from .child import ChildPeer
 from .wire import Wire, WireError
 
 KEPT = 5  # definitions of one name
@@ -31,6 +31,7 @@ class Runner:
         self._names: list[str] = []
         self._defined: dict[str, list[tuple[int, object]]] = {}
         self._serving: int | None = None
+        self._pid = os.getpid()
         self._shell = _shell()
 
     def listen(self) -> None:
@@ -57,6 +58,8 @@ class Runner:
             note = errors.describe(error)[:NOTE] if error is not None else ""
         except BaseException as error:  # what IPython lets through
             note = errors.describe(error)[:NOTE]
+        if os.getpid() != self._pid:  # the cell has forked, and this is not the process that the judge talks to
+            os._exit(0)
         self._keep(number)
         self._wire.send(dict(op="ran", number=number, note=note))
 
@@ -79,7 +82,6 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._serving, signal.SIGKILL)
             os.waitpid(self._serving, 0)
-        sys.stdout.flush()
         gc.freeze()
         self._serving = os.fork()
         if self._serving == 0:
@@ -91,8 +93,6 @@ class Runner:
         self._wire.send(dict(op="serving"))
 
     def _answer(self, connection: socket.socket) -> None:
-        from .child import ChildPeer
-
         self._socket.close()
         peer = ChildPeer(Wire(connection))
         peer.show(ROOT, self._definition)

@@ -13,13 +13,14 @@ A value becomes a list whose first item says what it is:
 """
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from .wire import BODY, Violation
+from .wire import BODY, ODD, Violation
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -30,6 +31,8 @@ DTYPES = {
 }
 LONGEST = 20_000  # characters of a text
 ITEMS = 20_000  # of a nest
+TWISTED = 624  # numbers that a Mersenne twister makes at a time
+MERSENNE = struct.Struct("<8xiiQ")  # in torch's state of it: how many are left, whether it has a seed, which is next
 
 Json = list[Any]
 
@@ -129,13 +132,14 @@ class Decoder:
 
     def __init__(self, objects: Objects, body: bytes, sent: Sequence[Tensor] = ()):
         self._objects, self._body, self._items, self.sent = objects, body, 0, sent
+        self._unread = len(body)
         self.tensors: list[Tensor] = []
         self.generators: list[Generator] = []
 
     def __call__(self, value: Any) -> object:
         try:
             return self._read(value)
-        except (TypeError, ValueError, IndexError, KeyError, OverflowError, RuntimeError) as error:
+        except ODD as error:
             raise Violation(f"no value: {type(error).__name__}") from error
 
     def _read(self, value: Any) -> object:
@@ -171,9 +175,9 @@ class Decoder:
             case "r":
                 return self.raw(DTYPES[rest[0]], *rest[1:])
             case "a":
-                return self.tensors[rest[0]]
+                return self.tensors[index(rest[0])]
             case "o":
-                return self.sent[rest[0]]
+                return self.sent[index(rest[0])]
             case "g":
                 return self._generator(*rest)
             case "h":
@@ -190,25 +194,37 @@ class Decoder:
         return tensor
 
     def raw(self, dtype: torch.dtype, shape: Sequence[int], offset: int) -> Tensor:
-        """The bytes at this place as a tensor of its own."""
+        """The bytes at this place as a tensor of its own. No byte is read twice: memory is bounded by what has come."""
         if len(shape) > 16 or not all(type(n) is int and 0 <= n <= BODY for n in (*shape, offset)):
             raise Violation("no shape")
         count = math.prod(shape)
         size = count * dtype.itemsize
         if count == 0:
             return torch.empty(shape, dtype=dtype)
-        if offset + size > len(self._body):
+        if offset + size > len(self._body) or size > self._unread:
             raise Violation(f"a tensor of {size} bytes in a message of {len(self._body)}")
-        return torch.frombuffer(bytearray(self._body[offset : offset + size]), dtype=dtype).reshape(shape)
+        self._unread -= size
+        data = bytearray(memoryview(self._body)[offset : offset + size])
+        if dtype == torch.bool:  # a byte that is neither 0 nor 1 would be true and unequal to true
+            return torch.frombuffer(data, dtype=torch.uint8).ne(0).reshape(shape)
+        return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def _generator(self, name: Json, offset: int) -> Generator:
         generator = self._read(name)
         if not isinstance(generator, Generator):
             raise Violation("no generator")
-        state = Generator().get_state()
-        generator.set_state(self.raw(torch.uint8, list(state.shape), offset))
+        self.state(generator, offset)
         self.generators.append(generator)
         return generator
+
+    def state(self, generator: Generator, offset: int) -> None:
+        """Set the state of a generator. torch reads past the end of a table for one that no seed leads to."""
+        state = self.raw(torch.uint8, list(generator.get_state().shape), offset)
+        left, seeded, following = MERSENNE.unpack_from(state.numpy())
+        fresh, used = (left, following) == (1, 0), 1 <= left <= TWISTED and left + following == TWISTED + 1
+        if seeded != 1 or not (fresh or used):
+            raise Violation("no state of a generator")
+        generator.set_state(state)
 
 
 class Unsendable:
@@ -228,6 +244,13 @@ def bytes_of(value: Tensor) -> bytes:
         plain = plain.as_subclass(Tensor)
     plain = plain.resolve_conj().resolve_neg().cpu()
     return (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy().tobytes()
+
+
+def index(value: object) -> int:
+    """A place in a list."""
+    if type(value) is not int or value < 0:
+        raise Violation("no index")
+    return value
 
 
 def _text(value: object) -> str:

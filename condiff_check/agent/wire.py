@@ -14,6 +14,8 @@ LENGTHS = struct.Struct("<II")
 HEADER = 1 << 20  # bytes at most
 BODY = 64 << 20
 DEPTH = 40  # of lists within lists
+# what is raised by code that reads a message which is not as it should be
+ODD = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 
 
 class WireError(Exception):
@@ -37,24 +39,30 @@ class Late(WireError):
 
 
 class Wire:
-    """A connection. `deadline()` is the time.monotonic() by which a frame must have come or gone; None is for ever."""
+    """A connection. `deadline()` is the time.monotonic() by which a frame must have come or gone; None is for ever.
+    `body`: bytes of the largest body that is taken.
+    """
 
-    def __init__(self, connection: socket.socket, deadline: Callable[[], float | None] = lambda: None):
-        self._socket, self._deadline = connection, deadline
+    def __init__(
+        self, connection: socket.socket, deadline: Callable[[], float | None] = lambda: None, body: int = BODY
+    ):
+        self._socket, self._deadline, self._body = connection, deadline, body
         connection.setblocking(False)
 
     def send(self, header: dict, chunks: Sequence[bytes | memoryview] = ()) -> None:
         """Raises Violation for what is too large, Ended and Late."""
         text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
         size = sum(len(chunk) for chunk in chunks)
+        self._left()
         if len(text) > HEADER or size > BODY:
             raise Violation(f"a message of {(len(text) + size) / 1e6:.0f} MB is too large: {BODY >> 20} MiB at most")
         self._send(memoryview(b"".join((LENGTHS.pack(len(text), size), text, *chunks))))
 
     def receive(self) -> tuple[dict, bytes]:
-        """The next frame. Raises Violation for what is none, Ended and Late."""
+        """The next frame. Raises Violation for what is none, Ended and Late: also when frames come without a pause."""
+        self._left()
         header, body = LENGTHS.unpack(self._receive(LENGTHS.size))
-        if header > HEADER or body > BODY:
+        if header > HEADER or body > self._body:
             raise Violation(f"a frame announces {header} and {body} bytes")
         return _parsed(self._receive(header)), bytes(self._receive(body))
 
@@ -85,11 +93,16 @@ class Wire:
             data += part
         return data
 
-    def _wait(self, write: bool) -> None:
+    def _left(self) -> float | None:
+        """The seconds that are left. Raises Late if none are."""
         deadline = self._deadline()
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise Late
+        return left
+
+    def _wait(self, write: bool) -> None:
+        left = self._left()
         poll = select.poll()
         poll.register(self._socket, select.POLLOUT if write else select.POLLIN)
         poll.poll(None if left is None else 1000 * left + 1)

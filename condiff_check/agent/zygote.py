@@ -58,7 +58,14 @@ def preload() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for name in ("einops", "sklearn.datasets", "scipy.linalg", "tqdm.auto", "IPython.core.interactiveshell"):
+    for name in (
+        "einops",
+        "sklearn.datasets",
+        "scipy.linalg",
+        "tqdm.auto",
+        "torch._dynamo",
+        "IPython.core.interactiveshell",
+    ):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     with contextlib.suppress(ImportError):

@@ -14,6 +14,8 @@ import os
 import select
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -30,12 +32,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO, Protocol
 
+from filelock import FileLock, Timeout
+
 from .intake import Unreadable, read_limited
 from .results import Graded, Verdict, from_json, to_json
 
 WORKER = "condiff_check.grading.batch:Worker"
+PREFIX = "condiff-grade-"
 START_SECONDS = 300.0  # to import torch on a machine that is very busy
 SANDBOXES = 3  # per worker
+GOODBYE = 5.0  # seconds that a worker has to close its sandboxes
+DAY = 24 * 3600.0
 REPLY = 64 << 20  # bytes that a worker may answer with
 SERVE = "import sys; from condiff_check.grading.batch import serve; serve(int(sys.argv[1]))"
 # Files that no verdict depends on: with a new one of the others everything is graded anew.
@@ -174,7 +181,10 @@ class Worker:
         self._limits = sandbox.Limits(**settings.limits)
         self._level = settings.sandbox if settings.probed else sandbox.choose(settings.sandbox, settings.required)
         if self._level == "P0" and not settings.trusted:
-            raise BatchError("no sandbox works here, and --trust-submissions was not given; see condiff-grade --probe")
+            raise BatchError(
+                "P0 keeps no submission from reading the files of this machine, and --trust-submissions was not given; "
+                "condiff-grade --probe says what is missing for more"
+            )
         self._sandboxes: dict[str, Any] = {}
 
     def grade(self, task: Task, data: bytes) -> Graded:
@@ -239,6 +249,7 @@ def serve(descriptor: int) -> None:
     connection = Connection(descriptor)
     said = json.loads(connection.recv_bytes())
     settings, folder = Settings(**said["settings"]), Path(said["folder"])
+    tempfile.tempdir = str(folder)  # so that whatever ends this process, what its sandboxes leave goes with the folder
     started: list[Any] = []
     watch = threading.Thread(target=_end_with, args=(descriptor, started, folder), daemon=True)
     watch.start()
@@ -282,8 +293,12 @@ def _end_with(descriptor: int, started: Sequence[Any], folder: Path) -> None:
         for worker in started:
             worker.close()
     shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        folder.parent.rmdir()  # the last worker succeeds
+    with contextlib.suppress(OSError, Timeout):
+        if (lock := folder.parent / "lock").exists():
+            with FileLock(lock, timeout=0.5, poll_interval=0.02):  # the batch's own process is gone
+                if list(folder.parent.iterdir()) == [lock]:  # and this is the last worker
+                    lock.unlink()
+        folder.parent.rmdir()
     os.killpg(0, signal.SIGKILL)
 
 
@@ -354,8 +369,10 @@ class Slot:
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
+        self._folder.mkdir(exist_ok=True)  # the last worker before may have taken it along
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the worker
         folder = tempfile.mkdtemp(prefix="worker-", dir=self._folder)
+        os.chmod(folder, 0o711)  # a child of another user id must get to its own folder below
         environment = os.environ | {"OMP_NUM_THREADS": "1"}  # one worker per core, and the same sums on each machine
         with theirs:
             # -P: a file torch.py in the folder where the batch is started stays out of it
@@ -414,13 +431,24 @@ class Slot:
 
     def _kill(self) -> None:
         process, self._process = self._process, None
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                _hang_up(self._connection)  # the order to clear up and leave
         if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GOODBYE)
             _kill_group(process)
             process.wait()
         for file in (self._connection, self._errors):
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()
+
+
+def _hang_up(connection: Connection) -> None:
+    """Closing alone would not be noticed while another thread still reads from it."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _kill_group(process: subprocess.Popen) -> None:
@@ -451,7 +479,10 @@ class Local:
     def __enter__(self) -> "Local":
         if os.name != "posix":
             raise BatchError("grading needs Linux, or macOS with less isolation; on Windows run it in WSL2")
-        self._folder = Path(tempfile.mkdtemp(prefix="condiff-grade-"))
+        sweep()
+        self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = FileLock(self._folder / "lock")
+        self._lock.acquire(timeout=0)
         self._folder.chmod(0o755)  # a sandbox may look into its view as another user
         self._slots = [Slot(self._settings, self._folder, self._deadline) for _ in range(self._workers)]
         self._idle: SimpleQueue[Slot] = SimpleQueue()
@@ -462,12 +493,13 @@ class Local:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for slot in self._slots:
-            slot.stop()
+        with ThreadPoolExecutor(self._workers) as stopping:
+            list(stopping.map(Slot.stop, self._slots))
         self._pool.shutdown(wait=True)
         for slot in self._slots:
             slot.stop()  # one that was being started
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.release()
+        remove(self._folder)
 
     def run(self, tasks: Iterable[Task], read: Read) -> Iterator[Graded]:
         """Grade the tasks; results come as they are ready."""
@@ -480,6 +512,32 @@ class Local:
                 self._idle.put(slot)
 
         yield from windowed((lambda task=task: self._pool.submit(one, task) for task in tasks), 2 * self._workers)
+
+
+def remove(folder: Path) -> None:
+    """A folder in which students' code may have closed some folders."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for tidy in (["chmod", "-R", "u+rwX", "--"], ["rm", "-rf", "--"]):
+            subprocess.run([*tidy, folder], capture_output=True, check=False)
+
+
+def sweep() -> None:
+    """Remove what earlier runs of this account left in the folder for temporary files, when they were killed."""
+    root = Path(tempfile.gettempdir())
+    for folder in [*root.glob(f"{PREFIX}*"), *root.glob("condiff-????????")]:
+        with contextlib.suppress(OSError, Timeout):
+            about = folder.lstat()
+            age = time.time() - about.st_mtime
+            if about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode) or age < 60:
+                continue
+            lock = folder / "lock"
+            if lock.exists():
+                with FileLock(lock, timeout=0):  # the one who made the folder holds it
+                    pass
+            elif age < DAY or not {one.name for one in folder.iterdir()} <= {"work"}:
+                continue
+            remove(folder)
 
 
 def grade_read(slot: Slot, task: Task, read: Read) -> Graded:

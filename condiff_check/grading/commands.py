@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from . import batch, discover, feedback, gradescope, report_html, sandbox, selfc
 from .batch import BatchError, Engine, Settings, Task
 from .intake import Unreadable, read_limited
 from .ledger import Key, Ledger, LedgerError
-from .listing import Entry
+from .listing import Entry, Problem
 from .results import Graded
 from .rubric import Rubric, Scored, metadata_times, read_rubric
 
@@ -49,6 +50,7 @@ class Options:
     paranoid: bool = False
     trusted: bool = False
     secret: Path | None = None
+    new_secret: bool = False
     limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
     anonymise: bool = False
     gradescope: Path | None = None
@@ -74,22 +76,28 @@ def grade(options: Options, messages: Console, results: Console) -> bool:
     _check(options)
     rubric = read_rubric(options.rubric) if options.rubric else Rubric()
     with Ledger(options.out) as ledger:
-        secret = read_secret(options.secret or options.out / "secret", make=options.secret is None)
+        secret = _secret(options, ledger)
         found, problems = _find(options, rubric, secret)
+        if options.anonymise:
+            rubric = rubric.renamed(_codes(found))
         settings = _settings(options, secret, messages)
         plan = _plan(found, settings, options)
         for exercise in options.regrade:
             messages.print(f"exercise {exercise}: {ledger.regrade(exercise, plan.keys.values())} to grade again")
         tasks = _tasks(plan, ledger, options)
+        for line in (*_again(tasks, plan, ledger), *_kept(tasks, plan, ledger, settings, options)):
+            messages.print(line, markup=False, soft_wrap=True)
         if tasks:
             _run(tasks, plan, ledger, settings, options, messages)
         elif plan.submissions:
             messages.print("all of it is graded already; writing the results again")
         graded = _collect(plan, ledger, options)
+        if part := sum(_partial(one) for one in graded):
+            messages.print(f"not all exercises of {part} submissions are graded yet: their points are of the others")
         times = _times(rubric, plan.submissions, options.submissions)
         scored = [rubric.score(one, times.get(one.submission)) for one in batch.identical(graded)]
         problems += [f"the rubric's override for {each} hits nothing" for each in rubric.unused(graded)]
-        _write(scored, problems, found, rubric, options)
+        _write(scored, problems, found, plan, rubric, options)
         _show(scored, problems, found.missing, options, messages, results)
     return bool(problems) or any(_needs_a_look(one) for one in scored)
 
@@ -109,6 +117,22 @@ def _check(options: Options) -> None:
             find(exercise)
         except KeyError as error:
             raise ValueError(error.args[0]) from None
+
+
+def _secret(options: Options, ledger: Ledger) -> bytes:
+    """The folder's secret. With another one than before all would be graded anew, which is asked for or a slip."""
+    path = options.secret or options.out / "secret"
+    if options.new_secret and options.secret is None and path.exists():
+        path.replace(path.with_name("secret.before"))
+    known = ledger.secret()
+    if known is not None and not options.new_secret:
+        there = path.exists() or options.secret is not None
+        if not there or batch.secret_id(read_secret(path).hex()) != known:
+            raise ValueError(
+                f"{options.out} was graded with another secret than {path if there else 'a new one'}: give its file "
+                "with --secret FILE, or draw new inputs and grade all of it anew with --new-secret"
+            )
+    return read_secret(path, make=options.secret is None)
 
 
 def read_secret(path: Path, *, make: bool = False) -> bytes:
@@ -131,7 +155,10 @@ def _find(options: Options, rubric: Rubric, secret: bytes) -> tuple[discover.Fou
     code = secret if options.anonymise else None
     found = discover.discover(options.submissions, lesson, options.roster, code)
     inside = options.out.resolve()
-    kept, problems = [], [str(one) for one in found.problems if not _about(one.files, options.submissions, inside)]
+    found = dataclasses.replace(
+        found, problems=tuple(one for one in found.problems if not _about(one.files, options.submissions, inside))
+    )
+    kept, problems = [], [_nameless(one) if options.anonymise else str(one) for one in found.problems]
     for one in found.submissions:
         if inside in one.path.resolve().parents:
             continue  # whatever lies in the results folder is no submission
@@ -143,6 +170,35 @@ def _find(options: Options, rubric: Rubric, secret: bytes) -> tuple[discover.Fou
         more = f" ({'; '.join(problems[:3])})" if problems else ""
         raise ValueError(f"no notebooks to grade in {options.submissions}{more}")
     return dataclasses.replace(found, submissions=tuple(kept)), problems
+
+
+def _nameless(problem: Problem) -> str:
+    """Without its files, whose names are names of students."""
+    if not problem.files:
+        return problem.message
+    whose = f" of {problem.student}" if problem.student else ""
+    count = f"{len(problem.files)} {'file' if len(problem.files) == 1 else 'files'}"
+    return f"{problem.message}: {count}{whose}, which names.csv tells"
+
+
+def _codes(found: discover.Found) -> dict[str, str]:
+    """The codes of students and submissions by the names that they have without --anonymise."""
+    codes = {}
+    for code, owner in found.names.items():
+        for name in (owner, discover.ident(owner)):
+            codes[name] = code
+            codes |= {f"{name}-{lesson}": f"{code}-{lesson}" for lesson in (*all_lessons(), "none")}
+    return codes
+
+
+def _names(found: discover.Found) -> list[tuple[str, str, str]]:
+    """Who is who, with the files: the rows of names.csv, which stays with the instructor."""
+    files: dict[str, list[str]] = {code: [] for code in found.names}
+    for one in found.submissions:
+        files.setdefault(one.student, []).append(one.member or str(one.path))
+    for problem in found.problems:
+        files.setdefault(problem.student or "", []).extend(problem.files)
+    return [(code, found.names.get(code, ""), ", ".join(theirs)) for code, theirs in sorted(files.items())]
 
 
 def _about(files: Sequence[str], root: Path, folder: Path) -> bool:
@@ -163,6 +219,8 @@ def _settings(options: Options, secret: bytes, messages: Console) -> Settings:
     if options.scheduler is not None or options.worker != batch.WORKER:
         return settings
     level = sandbox.choose(options.sandbox, options.required)
+    if level == "P0" and not options.trusted and options.sandbox == "P0":
+        raise ValueError("--sandbox P0 lets a submission read your files: it needs --trust-submissions as well")
     if level == "P0" and not options.trusted:
         raise ValueError(
             "no sandbox works here (condiff-grade --probe says what is missing), so that a submission could read your "
@@ -176,21 +234,25 @@ def _plan(found: discover.Found, settings: Settings, options: Options) -> Plan:
     """Hash all files; nothing is parsed."""
     versions = dict(batch.versions())
     secret = batch.secret_id(settings.secret)
+    grader = versions["grader"] + _limits(settings.limits)
     keys, submissions, broken = {}, {}, []
     for one in found.submissions:
-        ids = {exercise.partition(".")[0] for exercise in options.only}
-        if ids and one.lesson is not None and one.lesson not in ids:
-            continue
         submissions[one.id] = one
         try:
             sha256 = _hash(one)
         except Unreadable as error:
-            task = Task(one.id, one.student, one.lesson, shown(one), "", options.only or None, one.notes)
+            task = Task(one.id, one.student, one.lesson, shown(one, options.anonymise), "", None, one.notes)
             status = "grader error" if error.ours else "unreadable"
             broken.append(batch.without_judge(task, one.lesson, status, str(error)))
             continue
-        keys[one.id] = Key(one.id, sha256, versions["exercises"], versions["grader"], secret)
+        keys[one.id] = Key(one.id, sha256, versions["exercises"], grader, secret)
     return Plan(keys, submissions, broken)
+
+
+def _limits(given: Mapping[str, float]) -> str:
+    """Limits other than the usual ones, which belong to the grader as far as the ledger is concerned."""
+    usual = dataclasses.asdict(sandbox.Limits())
+    return "".join(f" {name}={value:g}" for name, value in sorted(given.items()) if value != usual[name])
 
 
 def _hash(submission: discover.Submission) -> str:
@@ -206,8 +268,10 @@ def entry(submission: discover.Submission) -> Entry:
     return Entry(tuple(name.split("/")), submission.path, submission.member)
 
 
-def shown(submission: discover.Submission) -> str:
+def shown(submission: discover.Submission, anonymous: bool = False) -> str:
     """Its file, as reports name it."""
+    if anonymous:
+        return f"{submission.id}.ipynb"
     return f"{submission.path.name}/{submission.member}" if submission.member else submission.path.name
 
 
@@ -218,17 +282,63 @@ def _tasks(plan: Plan, ledger: Ledger, options: Options) -> list[Task]:
         known = ledger.get(key)
         lesson = one.lesson or (known.lesson if known else None)
         wanted = _wanted(lesson, options.only)
-        if ledger.done(key, wanted):
+        if (options.only and lesson and not wanted) or ledger.done(key, wanted):
             continue
         todo = ledger.todo(key, wanted)
         only = todo if lesson and todo != tuple(e.id for e in exercises_of(lesson)) else options.only or None
-        tasks.append(Task(id, one.student, one.lesson, shown(one), key.sha256, only, one.notes))
+        tasks.append(Task(id, one.student, one.lesson, shown(one, options.anonymise), key.sha256, only, one.notes))
     return sorted(tasks, key=lambda task: (task.lesson or "", task.submission))  # a sandbox is for one lesson
 
 
 def _wanted(lesson: str | None, only: Sequence[str]) -> tuple[str, ...]:
     known = exercises_of(lesson) if lesson in all_lessons() else ()
     return tuple(exercise.id for exercise in known if not only or exercise.id in only)
+
+
+def _again(tasks: Sequence[Task], plan: Plan, ledger: Ledger) -> list[str]:
+    """Why what was graded before is graded again, and how many."""
+    why: Counter[str] = Counter()
+    for task in tasks:
+        key = plan.keys[task.submission]
+        if (old := ledger.before(key)) is not None:
+            why[_changed(old, key)] += 1
+        elif (known := ledger.get(key)) and known.status == "grader error":
+            why["the grader failed on them"] += 1
+    return [f"{count} graded before are graded again: {reason}" for reason, count in sorted(why.items())]
+
+
+def _changed(old: Key, new: Key) -> str:
+    """What is another one than before, in words."""
+    (grader, _, limits), (now, _, due) = old.grader.partition(" "), new.grader.partition(" ")
+    reasons = [
+        (old.exercises != new.exercises, "the exercises of the course are others"),
+        (grader != now, "the grader is another version"),
+        (limits != due, "the limits of time are others"),
+        (old.secret != new.secret, "the secret is another one"),
+    ]
+    return ", ".join(text for holds, text in reasons if holds)
+
+
+def _kept(tasks: Sequence[Task], plan: Plan, ledger: Ledger, settings: Settings, options: Options) -> list[str]:
+    """What of the command line does not hold for what is graded already."""
+    due = {task.submission for task in tasks}
+    known = [found for id, key in plan.keys.items() if id not in due and (found := ledger.get(key)) and found.level]
+    again = "for them too take a fresh folder for the results, or --regrade"
+    lines = []
+    if settings.probed and (others := sum(one.level != settings.sandbox for one in known)):
+        levels = ", ".join(sorted({one.level for one in known if one.level != settings.sandbox}))
+        lines.append(f"{others} are graded already, at {levels}, and stay as they are; {again}")
+    less = sum(one.level < (options.required or "") for one in known)  # P0, L1, L2
+    if less and not settings.probed:
+        lines.append(f"{less} are graded already with less than {options.required}, and stay as they are; {again}")
+    if options.paranoid and known:
+        lines.append(f"{len(known)} are graded already, and --paranoid makes no difference to them; {again}")
+    return lines
+
+
+def _partial(graded: Graded) -> bool:
+    """Whether exercises of its lesson are still to be graded."""
+    return graded.status == "graded" and len(graded.verdicts) < len(_wanted(graded.lesson, ()))
 
 
 # --- grade ------------------------------------------------------------------------------------------------------------
@@ -262,6 +372,8 @@ def _run(
                     bar.advance(line)
         finally:
             messages.print(f"{ledger.last() - before} of {len(tasks)} graded")
+        if options.scheduler is not None:
+            _show_levels(tasks, plan, ledger, messages)
         if options.self_check:
             try:
                 _self_check(grader, lessons, options, "after", messages)
@@ -270,8 +382,18 @@ def _run(
                 raise
 
 
+def _show_levels(tasks: Sequence[Task], plan: Plan, ledger: Ledger, messages: Console) -> None:
+    """The isolation that each machine of a cluster has found for itself."""
+    found = [ledger.get(plan.keys[task.submission]) for task in tasks]
+    levels = Counter(one.level or "not run" for one in found if one)
+    messages.print(f"isolation: {', '.join(f'{level} ({count})' for level, count in sorted(levels.items()))}")
+
+
 def _self_check(grader: Engine, lessons: Iterable[str], options: Options, when: str, messages: Console) -> None:
-    problems = selfcheck.check_grader(grader, sorted(lessons), options.only or None)
+    if lessons := sorted(lessons):
+        what = f"{'lesson' if len(lessons) == 1 else 'lessons'} {', '.join(lessons)}"
+        messages.print(f"trying the grader on known answers to {what}, {when} the class; this may take a minute")
+    problems = selfcheck.check_grader(grader, lessons, options.only or None)
     for problem in problems:
         messages.print(problem, markup=False, soft_wrap=True)
     if problems:
@@ -306,8 +428,7 @@ def _collect(plan: Plan, ledger: Ledger, options: Options) -> list[Graded]:
         if (known := ledger.get(key)) is None:
             continue
         one = plan.submissions[id]
-        verdicts = tuple(v for v in known.verdicts if not options.only or v.exercise in options.only)
-        found.append(dataclasses.replace(known, student=one.student, file=shown(one), verdicts=verdicts))
+        found.append(dataclasses.replace(known, student=one.student, file=shown(one, options.anonymise)))
     return found
 
 
@@ -326,15 +447,20 @@ def _times(rubric: Rubric, submissions: Mapping[str, discover.Submission], folde
 
 
 def _write(
-    scored: Sequence[Scored], problems: Sequence[str], found: discover.Found, rubric: Rubric, options: Options
+    scored: Sequence[Scored],
+    problems: Sequence[str],
+    found: discover.Found,
+    plan: Plan,
+    rubric: Rubric,
+    options: Options,
 ) -> None:
     tables.write_tables(scored, options.out)
-    report_html.write_pages(scored, options.out, problems)
+    report_html.write_pages(scored, options.out, problems, _sources(scored, plan))
     lines = "".join(as_json(one) + "\n" for one in scored)
     tables.write_atomically(options.out / "results.jsonl", lines)
     if options.anonymise:
         path = options.out / "names.csv"
-        tables.write_atomically(path, tables.to_csv([("code", "student"), *sorted(found.names.items())]))
+        tables.write_atomically(path, tables.to_csv([("code", "student", "files"), *_names(found)]))
         path.chmod(0o600)
     if options.gradescope is not None:
         source = _source(found.submissions[0]) if len(found.submissions) == 1 else ""
@@ -345,6 +471,12 @@ def _write(
         url = options.nbgrader if "://" in options.nbgrader else f"sqlite:///{options.nbgrader}"
         extra = {id for id, worth in rubric.exercises.items() if worth.extra}
         nbgrader_scores.write_gradebook(scored, url, extra=extra)
+
+
+def _sources(scored: Sequence[Scored], plan: Plan) -> dict[str, str]:
+    """The code of those whose pages quote a line of it; it is read again, as the ledger does not keep it."""
+    raised = (one.graded.submission for one in scored if any(v.verdict.outcome == "raised" for v in one.verdicts))
+    return {id: _source(plan.submissions[id]) for id in raised if id in plan.submissions}
 
 
 def _source(submission: discover.Submission) -> str:
@@ -388,7 +520,8 @@ def _show(
         messages.print(f"to look at: {problem}", markup=False, soft_wrap=True)
     for one in scored:
         if _needs_a_look(one):
-            why = "; ".join(one.graded.notes) or next((v.verdict.reason for v in one.verdicts if v.verdict.reason), "")
+            failed = (v.verdict for v in one.verdicts if v.verdict.outcome in ("grader error", "unreadable"))
+            why = next((verdict.reason for verdict in failed if verdict.reason), "") or "; ".join(one.graded.notes)
             text = f"to look at: {one.graded.submission}: {one.graded.status}: {why}"
             messages.print(feedback.one_line(text, 300), markup=False, soft_wrap=True)
     if missing:
@@ -424,8 +557,6 @@ def make_gradescope(
     """Write an autograder for one lesson."""
     if lesson is None:
         raise ValueError("--make-gradescope needs --lesson, such as --lesson 04")
-    if rubric is not None:
-        read_rubric(rubric)
     root = Path(__file__).parents[2]
     package = root if (root / "pyproject.toml").exists() else f"condiff=={metadata.version('condiff')}"
     drawn = read_secret(secret) if secret else secrets.token_hex(32).encode()

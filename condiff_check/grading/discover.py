@@ -342,7 +342,18 @@ def _found(items: list[_Item], problems: list[Problem], roster: Roster | None, s
         problems.append(Problem("there is no notebook (.ipynb) here"))
     submissions = tuple(sorted((same[0] for same in made.values() if len(same) == 1), key=lambda s: s.id))
     told = tuple(replace(p, student=code.get(p.student, p.student)) for p in problems)
+    if secret:
+        known = {ident(one.id): _anonymous(ident(one.id), secret) for one in (roster.students if roster else ())} | code
+        told = tuple(_nameless(problem, known) for problem in told)
     return Found(submissions, told, {code[student]: owner for student, owner in public.items()}, missing)
+
+
+def _nameless(problem: Problem, code: dict[str, str]) -> Problem:
+    """With codes for the names in its message. Its files stay: whoever shows it leaves them out."""
+    known = sorted(code, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, known)) or r"(?!)"
+    said = re.sub(rf"(?<![\w.-])({pattern})(?![\w-])", lambda found: code[found[1]], problem.message)
+    return replace(problem, message=said)
 
 
 def _anonymous(student: str, secret: bytes) -> str:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .results import FactResult, Verdict
+from .results import FactResult, Graded, Verdict
 from .rubric import Scored, ScoredVerdict
 
 ESCAPES = re.compile(
@@ -142,7 +142,7 @@ def reasons(scored: Scored, *, trivial: bool = False) -> list[tuple[str, str]]:
         if which:
             found.append((outcome, sentence.format(", ".join(which))))
     if graded.status == "unreadable":
-        found.append(("unreadable", "; ".join(("not readable", *graded.notes))))
+        found.append(("unreadable", "; ".join(("not readable", *unreadable(graded)))))
     for state in ("died", "timeout", "memory"):
         which = [str(cell.number) for cell in graded.cells if cell.state == state]
         if which:
@@ -154,6 +154,12 @@ def reasons(scored: Scored, *, trivial: bool = False) -> list[tuple[str, str]]:
         found += [("note", note) for note in notes]
         found += [("note", f"{one.verdict.exercise}: {note}") for one in scored.verdicts for note in one.verdict.notes]
     return found
+
+
+def unreadable(graded: Graded) -> tuple[str, ...]:
+    """Why a file could not be read, and what its student does about it: where no lesson is known, a note says it."""
+    said = next((one.reason for one in graded.verdicts if one.outcome == "unreadable" and one.reason), "")
+    return (said,) if said else graded.notes
 
 
 def unsettled(scored: ScoredVerdict) -> bool:

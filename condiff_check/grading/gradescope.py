@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .feedback import as_text, feedback, late_sentence, one_line, unsettled
+from .feedback import as_text, feedback, late_sentence, one_line, unreadable, unsettled
 from .results import Verdict
-from .rubric import Scored, ScoredVerdict
+from .rubric import Scored, ScoredVerdict, read_rubric
 from .tables import write_atomically
 
 VISIBILITIES = ("visible", "hidden", "after_due_date", "after_published")
@@ -73,9 +73,12 @@ def _summary(scored: Scored) -> str:
     graded = scored.graded
     lines = []
     if graded.status == "unreadable":
-        lines = ["This file could not be read as a notebook, so nothing in it was graded.", *graded.notes]
+        lines = ["This file could not be read as a notebook, so nothing in it was graded.", *unreadable(graded)]
     elif graded.status == "grader error":
-        lines = ["Something went wrong on our side, not in your code. These points are not final."]
+        lines = [
+            "Something went wrong on our side, not in your code. These points are not final: please tell your "
+            "instructor, who runs the autograder again."
+        ]
     elif scored.verdicts:
         right = sum(item.verdict.outcome == "right" for item in scored.verdicts)
         lines = [f"{right} of {len(scored.verdicts)} exercises right."]
@@ -116,12 +119,14 @@ def write_autograder(
 
     package: a wheel, the folder of this repository, or what pip is to install, such as "condiff==0.1.0". require: the
     least isolation; below L1 a submission could read the secret. Raises ValueError for a lesson or package that is not
-    one, and FileExistsError where the folder holds something else.
+    one, or a rubric with what is Gradescope's own, and FileExistsError where the folder holds something else.
     """
     if not re.fullmatch(r"\d\d", lesson):
         raise ValueError(f'a lesson is named by two digits, such as "04", not {lesson!r}')
     if visibility not in VISIBILITIES:
         raise ValueError(f"visibility is one of {', '.join(VISIBILITIES)}, not {visibility!r}")
+    if rubric is not None:
+        _check_rubric(rubric, lesson)
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()) and not (folder / "run_autograder").exists():
         raise FileExistsError(f"{folder} holds something that is not an autograder: name an empty or a new folder")
@@ -135,6 +140,19 @@ def write_autograder(
     if rubric is not None:
         shutil.copyfile(rubric, folder / "rubric.yaml")
     return _zip(folder)
+
+
+def _check_rubric(path: Path, lesson: str) -> None:
+    """In Gradescope there are neither the other files of the rubric nor the names of students."""
+    rubric = read_rubric(path)
+    for key in ("submitted", "deadline", "late", "overrides"):
+        if getattr(rubric, key):
+            raise ValueError(
+                f"{path}: {key}: is not for Gradescope, which has due dates and points by hand of its own and does not "
+                "tell whose notebook it is: give a rubric with lesson and exercises only"
+            )
+    if rubric.lessons and lesson not in rubric.lessons:
+        raise ValueError(f"{path}: it is for lesson {', '.join(rubric.lessons)}, and the autograder for {lesson}")
 
 
 def _package(folder: Path, package: Path | str) -> str:

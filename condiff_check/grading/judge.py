@@ -7,24 +7,29 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from torch import Generator
+
+from ..agent.runner import KEPT
 from ..agent.wire import Ended, Late, TooMany, Violation, Wire, WireError
 from ..checking import explain
 from ..checking import judge as try_facts
-from ..exercise import Exercise
+from ..exercise import Answer, Exercise, Fact, Wrong
+from ..invariants import UNTOUCHED
 from ..registry import lesson as exercises_of
-from ..report import NOT_DONE, RIGHT, Report
+from ..report import NOT_DONE, RIGHT, WRONG, Report, Result
 from .intake import Cell, Notebook
 from .results import CellRun, FactResult, Verdict
-from .sandbox import Child, Limits, Sandbox
-from .session import Session
+from .sandbox import Child, Limits, Sandbox, SandboxError
+from .session import Session, patience
 
 SKIP = "skip-grading"
 REPLAYS = 5  # cells that hang or end the process and are left out, one after the other
 FORBIDDEN = "not available while grading"
 ANSWERS = 5.0  # seconds that the agent may take to do what is no student's code
 LONGEST = 2000  # characters of a message in a verdict
+REASON = 300
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Judge:
 
     def __init__(self, sandbox: Sandbox, secret: bytes, limits: Limits | None = None):
         self._sandbox, self._secret, self._limits = sandbox, secret, limits or Limits()
+        self.output = ""  # what the last submission printed
 
     def grade(
         self, notebook: Notebook, lesson: str, only: Sequence[str] | None = None
@@ -64,6 +70,7 @@ class Judge:
             verdicts = [self._exercise(attempt, exercise) for exercise in exercises]
         finally:
             attempt.close()
+            self.output = attempt.output
         return verdicts, attempt.cells(), attempt.notes
 
     def seed(self, exercise: str) -> int:
@@ -98,6 +105,7 @@ class Judge:
             objects = session.objects(exercise.names, back)
             seed = self.seed(exercise.id)
             report = try_facts(exercise, objects, seed=seed, guarded=session.guard)
+            report = _untouched(report, session)
             if session.ended is None:
                 with contextlib.suppress(Exception):  # too odd to be explained: refused all the same
                     report = explain(report, objects, guarded=session.guard)
@@ -106,6 +114,13 @@ class Judge:
             return None, session, attempt.after(session) or _why(error)
         except _Lost as lost:
             return None, session, lost.why
+        except SandboxError:
+            raise
+        except Exception:  # no submission ends the grading of the others
+            return None, session, "grader error"
+        finally:
+            if session is not None:
+                session.close()
 
 
 class _Attempt:
@@ -150,8 +165,9 @@ class _Attempt:
 
     def _cells(self, run: _Run) -> None:
         cells = [cell for cell in self._wanted if cell.number not in self._spoilt]
-        end = time.monotonic() + self._limits.notebook_seconds
-        self._deadline = min(end, time.monotonic() + ANSWERS)
+        longer = patience()
+        end = time.monotonic() + longer * self._limits.notebook_seconds
+        self._deadline = min(end, time.monotonic() + longer * ANSWERS)
         running = None
         try:
             sources = [dict(number=cell.number, source=cell.source) for cell in cells]
@@ -161,14 +177,14 @@ class _Attempt:
                 match message.get("op"):
                     case "running":
                         running = _number(message, cells)
-                        self._deadline = min(end, time.monotonic() + self._limits.cell_seconds)
+                        self._deadline = min(end, time.monotonic() + longer * self._limits.cell_seconds)
                     case "ran":
                         note = _clean(message.get("note"))
                         run.told[_number(message, cells)] = ("raised" if note else "ran", note)
                         running = None
-                        self._deadline = min(end, time.monotonic() + ANSWERS)
+                        self._deadline = min(end, time.monotonic() + longer * ANSWERS)
                     case "done":
-                        run.defined = _definitions(message.get("defined"), self._names)
+                        run.defined = _definitions(message.get("defined"), self._names, cells)
                         return
                     case _:
                         raise Violation("no report on a cell")
@@ -228,7 +244,7 @@ class _Attempt:
 
     def _connect(self, exercise: Exercise) -> Session:
         run = self._run
-        self._deadline = time.monotonic() + ANSWERS
+        self._deadline = time.monotonic() + patience() * ANSWERS
         run.control.send(dict(op="serve"))
         _expect(run.control, "give")
         mine, theirs = socket.socketpair()
@@ -246,7 +262,7 @@ class _Attempt:
         """Why a session ended before its time. Hanging up lets the other process end."""
         if session is None:
             return None
-        session.peer.wire.close()
+        session.close()
         if session.ended is None:
             return None
         why = _why(session.ended)
@@ -292,15 +308,17 @@ def _number(message: dict, cells: Sequence[Cell]) -> int:
     return number
 
 
-def _definitions(told: object, names: Sequence[str]) -> dict[str, list[int]]:
+def _definitions(told: object, names: Sequence[str], cells: Sequence[Cell]) -> dict[str, list[int]]:
     if not isinstance(told, dict):
         raise Violation("no list of definitions")
-    found = {}
+    known, found = {cell.number for cell in cells}, {}
     for name in names:
-        cells = told.get(name, [])
-        if not isinstance(cells, list) or len(cells) > 10 or not all(type(cell) is int for cell in cells):
+        numbers = told.get(name, [])
+        if not isinstance(numbers, list) or len(numbers) > KEPT:
             raise Violation("no list of definitions")
-        found[name] = cells
+        if not all(type(number) is int and number in known for number in numbers):
+            raise Violation("a definition in an unknown cell")
+        found[name] = numbers
     return found
 
 
@@ -329,6 +347,31 @@ def _exit(child: Child, wait: float = 0.5) -> str | None:
     return found
 
 
+def _untouched(report: Report, session: Session) -> Report:
+    """No answer is right because it made the judge's things agree with it: facts may compute what is due from what they
+    have handed over. The fact that sees to this tries some of the calls only."""
+    exercise = report.exercise
+    altered = sorted(session.peer.altered & _kept(exercise))
+    if report.status != RIGHT or not altered:
+        return report
+    failed = Result(Fact(UNTOUCHED, _never), "fails", f"you changed {' and '.join(altered)}: the caller still needs it")
+    results = tuple(result for result in report.results if result.fact.name != UNTOUCHED)
+    return replace(report, status=WRONG, results=(*results, failed))
+
+
+def _kept(exercise: Exercise) -> set[str]:
+    """What a right answer leaves as it was; no exercise asks for a change of a tensor that it hands over."""
+    if not exercise.universal or (exercise.kind == "training" and exercise.changes):
+        return {"an argument"}
+    if exercise.changes:
+        return {"an argument", "a parameter"}
+    return {"an argument", "a parameter", "the mode of a module"}
+
+
+def _never(answer: Answer, generator: Generator) -> None:
+    raise Wrong("tried in all calls")
+
+
 # --- verdicts ---------------------------------------------------------------------------------------------------------
 
 REASONS = {
@@ -338,6 +381,7 @@ REASONS = {
     "protocol": "what came back is no answer",
     "wrong": "it calls what it is given too often",
     "not done": "not done: the body is raise NotImplementedError",
+    "grader error": "the grader could not handle what came back: somebody has to look",
 }
 
 
@@ -389,7 +433,8 @@ def _reason(report: Report, outcome: str) -> str:
     first = report.first
     if first is None:
         return outcome
-    return f"{first.fact.name}: {_clean(first.message).splitlines()[0]}" if first.message else first.fact.name
+    told = _clean(first.message).partition("\n")[0]
+    return (f"{first.fact.name}: {told}" if told else first.fact.name)[:REASON]
 
 
 def _verdict(exercise: Exercise, outcome: str, reason: str, **more: object) -> Verdict:

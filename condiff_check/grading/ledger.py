@@ -84,11 +84,12 @@ class Ledger:
             return from_json(row[0]) if row else None
 
     def todo(self, key: Key, wanted: Collection[str]) -> tuple[str, ...]:
-        """Which of these exercises are still to be graded: the missing ones, and those that `regrade` has marked."""
+        """Which of these exercises are still to be graded: the missing ones, those that `regrade` has marked, and
+        those on which the grader failed."""
         known = self.get(key)
         if known is None:
             return tuple(wanted)
-        done = {verdict.exercise for verdict in known.verdicts} - self._marked(key)
+        done = {one.exercise for one in known.verdicts if one.outcome != "grader error"} - self._marked(key)
         return tuple(exercise for exercise in wanted if exercise not in done)
 
     def done(self, key: Key, wanted: Collection[str] = ()) -> bool:
@@ -150,6 +151,21 @@ class Ledger:
         """The number of the latest entry in the log."""
         with self._clear_errors():
             return self._sql("SELECT COALESCE(MAX(number), 0) FROM log").fetchone()[0]
+
+    def secret(self) -> str | None:
+        """The name of the secret with which the latest result was made."""
+        with self._clear_errors():
+            row = self._sql("SELECT secret FROM log ORDER BY number DESC LIMIT 1").fetchone()
+        return row[0] if row else None
+
+    def before(self, key: Key) -> Key | None:
+        """Under which other key these bytes of this submission were graded last, where they are not under this one."""
+        with self._clear_errors():
+            if self.get(key) is not None:
+                return None
+            sql = f"SELECT {KEY} FROM graded WHERE submission = ? AND sha256 = ? ORDER BY rowid DESC LIMIT 1"
+            row = self._sql(sql, (key.submission, key.sha256)).fetchone()
+        return Key(*row) if row else None
 
     def forget(self, after: int) -> None:
         """Drop all results that were put in after this number of the log, since they cannot be trusted."""

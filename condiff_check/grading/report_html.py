@@ -30,6 +30,7 @@ from .feedback import (
     one_line,
     percent,
     reasons,
+    unreadable,
     worth,
 )
 from .results import Graded
@@ -40,6 +41,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 KINDS = {"right": "good", "not done": "wait", "missing": "wait", "unreadable": "wait", "grader error": "ours"}
 KEYS = {word: place for place, word in enumerate(WORDS)}  # what a column of marks is sorted by
 MOST = 6  # mistakes shown per exercise
+MANIFEST = "pages.txt"
+OURS = re.compile(r"(students|instructor)/[A-Za-z0-9_][A-Za-z0-9._-]{0,110}\.html")
 SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(?<!\.)")
 DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")  # Windows opens these instead of a file
 PROMISES = {
@@ -58,10 +61,14 @@ def write_pages(
 
     problems: sentences about the batch itself, such as files that are no submissions. sources: the code of each
     notebook by the id of its submission; where it is given, a student who is told which line raised reads that line.
-    Raises ValueError where two submissions have one id.
+    Pages that an earlier call wrote, and this one does not, are removed: pages.txt lists them. Raises ValueError where
+    two submissions have one id.
     """
     folder, scored = Path(folder), sort(scored)
     pages = page_names([one.graded.submission for one in scored])
+    due = {f"{kind}/{page}" for kind in ("students", "instructor") for page in pages.values()}
+    before = _manifest(folder)
+    write_atomically(folder / MANIFEST, "".join(f"{name}\n" for name in sorted(due | before)))
     for one in scored:
         id = one.graded.submission
         shown = _student(one, (sources or {}).get(id, ""))
@@ -69,7 +76,19 @@ def write_pages(
         write_atomically(folder / "instructor" / pages[id], _render("instructor.html.j2", _instructor(one, pages[id])))
     index = folder / "index.html"
     write_atomically(index, _render("index.html.j2", _index(scored, pages, problems), script="sort.js"))
+    for name in before - due:  # whoever has withdrawn, or has another name now
+        (folder / name).unlink(missing_ok=True)
+    write_atomically(folder / MANIFEST, "".join(f"{name}\n" for name in sorted(due)))
     return index
+
+
+def _manifest(folder: Path) -> set[str]:
+    """The pages that were written here before; what else lies in the folder is not ours to remove."""
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return {line for line in lines if OURS.fullmatch(line)}
 
 
 def page_names(ids: Sequence[str]) -> dict[str, str]:
@@ -98,7 +117,7 @@ def _student(one: Scored, source: str) -> dict[str, Any]:
     if graded.status == "unreadable":
         alerts = [
             "This file could not be read as a notebook, so nothing in it was graded.",
-            *map(_sentence, graded.notes),
+            *map(_sentence, unreadable(graded)),
         ]
     elif graded.status == "grader error":
         alerts = [

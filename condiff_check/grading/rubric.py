@@ -19,12 +19,14 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import yaml
 
+from .intake import MB, Unreadable
+from .listing import Problem, entries
 from .results import Graded, Verdict
 
 KEYS = ("title", "lesson", "lessons", "exercises", "deadline", "late", "submitted", "overrides")
@@ -117,6 +119,12 @@ class Rubric:
         time = self.times.get(graded.submission) or self.times.get(graded.student) or submitted
         late, note = self._late(earned, time)
         return Scored(graded, verdicts, late, note, _tidy(earned - late), out_of)
+
+    def renamed(self, names: Mapping[str, str]) -> "Rubric":
+        """With other names for students and submissions, as --anonymise gives them; who is not listed stays."""
+        times = {names.get(who, who): time for who, time in self.times.items()}
+        overrides = tuple(replace(one, who=names.get(one.who, one.who)) for one in self.overrides)
+        return replace(self, times=times, overrides=overrides)
 
     def unused(self, graded: Iterable[Graded]) -> list[str]:
         """Overrides that hit nothing: a name with a slip in it, most likely."""
@@ -362,16 +370,26 @@ class _Reader:
         return RubricError(f"{where}: {key or 'the file'}: {message}")
 
 
-def metadata_times(folder: Path) -> dict[str, datetime]:
-    """When each submission of a Gradescope export was made, by the name of its folder or file."""
-    path = folder / METADATA
+def metadata_times(export: Path) -> dict[str, datetime]:
+    """When each submission of a Gradescope export was made, by the name of its folder or file.
+
+    The export is a folder, the folder around that, or a zip of either.
+    """
+    problems: list[Problem] = []
+    found = [one for one in entries(export, problems)[0] if one.parts[-1] == METADATA and len(one.parts) <= 2]
+    if not found:
+        raise RubricError(f"submitted: metadata needs {METADATA} in {export}, which is not there")
+    where = f"{export}: {found[0].shown}"
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)  # makes nothing but text
-        return {str(name): _moment(entry[":created_at"], None, str(path)) for name, entry in data.items()}
-    except FileNotFoundError as error:
-        raise RubricError(f"submitted: metadata needs {path}, which is not there") from error
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise RubricError(f"{path}: no times found in it: {error}") from error
+        text = b""
+        for chunk in found[0].chunks():
+            text += chunk
+            if len(text) > 50 * MB:
+                raise RubricError(f"{where} is too large")
+        data = yaml.load(text, Loader=yaml.BaseLoader)  # makes nothing but text
+        return {str(name): _moment(entry[":created_at"], None, where) for name, entry in data.items()}
+    except (Unreadable, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise RubricError(f"{where}: no times found in it: {error}") from error
 
 
 def _moment(text: str, deadline: datetime | None, where: str) -> datetime:

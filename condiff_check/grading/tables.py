@@ -53,7 +53,7 @@ def table(scored: Sequence[Scored]) -> Table:
             f"{number(one.points)} of {number(one.out_of)}",
             "" if share is None else f"{share:.0f}",
             "".join(mark(item.verdict.outcome) for item in one.verdicts),
-            one_line("; ".join(text for _, text in reasons(one)), 200),
+            one_line("; ".join("not readable" if kind == "unreadable" else text for kind, text in reasons(one)), 200),
         )
         result.add_row(*(Text(cell) for cell in cells))  # Text, not str: what looks like markup is shown as it is
     return result
