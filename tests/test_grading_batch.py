@@ -602,6 +602,29 @@ def test_another_secret_is_refused_unless_it_is_asked_for(folder, tmp_path, exer
     assert code == 0
     assert "8 graded before are graded again: the secret is another one" in said
     assert grade(*options)[0] == 0
+    first = (out / "secret").read_bytes()
+    assert grade(*options, "--new-secret")[0] == 0
+    assert [path.read_bytes() for path in out.glob("secret.*")] == [first]
+
+
+def test_what_the_command_line_does_not_change_is_told(tmp_path):
+    from condiff_check.grading import commands
+
+    keys = {"a": key("a"), "b": key("b")}
+    plan, options = commands.Plan(keys, {}, ()), commands.Options(Path("x"), Path("y"), required="L2", paranoid=True)
+    said = StringIO()
+    with Ledger(tmp_path) as ledger:
+        ledger.put(keys["a"], dataclasses.replace(graded("a"), level="L1"))
+        ledger.put(keys["b"], dataclasses.replace(graded("b"), level="L2"))
+        there = commands._kept([], plan, ledger, dataclasses.replace(CHEAP, sandbox="L2", probed=True), options)
+        cluster = commands._kept([], plan, ledger, CHEAP, options)
+        commands._show_levels([task("a", b""), task("b", b"")], plan, ledger, Console(file=said))
+    assert [line.partition(";")[0] for line in there] == [
+        "1 are graded already, at L1, and stay as they are",
+        "2 are graded already, and --paranoid makes no difference to them",
+    ]
+    assert cluster[0].startswith("1 are graded already with less than L2")
+    assert said.getvalue() == "isolation: L1 (1), L2 (1)\n"
 
 
 def test_a_worker_that_is_ended_closes_its_sandboxes(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def _secret(options: Options, ledger: Ledger) -> bytes:
     """The folder's secret. With another one than before all would be graded anew, which is asked for or a slip."""
     path = options.secret or options.out / "secret"
     if options.new_secret and options.secret is None and path.exists():
-        path.replace(path.with_name("secret.before"))
+        path.replace(path.with_name(f"secret.{batch.secret_id(read_secret(path).hex())}"))
     known = ledger.secret()
     if known is not None and not options.new_secret:
         there = path.exists() or options.secret is not None

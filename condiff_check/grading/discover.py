@@ -343,7 +343,9 @@ def _found(items: list[_Item], problems: list[Problem], roster: Roster | None, s
     submissions = tuple(sorted((same[0] for same in made.values() if len(same) == 1), key=lambda s: s.id))
     told = tuple(replace(p, student=code.get(p.student, p.student)) for p in problems)
     if secret:
-        known = {ident(one.id): _anonymous(ident(one.id), secret) for one in (roster.students if roster else ())} | code
+        listed = {one.id: ident(one.id) for one in roster.students} if roster else {}
+        known = {name: _anonymous(id, secret) for raw, id in listed.items() for name in (raw, id)}
+        known |= code | {owner: code[student] for student, owner in public.items()}
         told = tuple(_nameless(problem, known) for problem in told)
     return Found(submissions, told, {code[student]: owner for student, owner in public.items()}, missing)
 
