@@ -15,3 +15,8 @@ from condiff_ref.schedules import Schedule, cosine, flow, linear_beta
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     """A test that asks for it must hold on every path."""
     return request.param()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lessons first: they take longest, and at the end two processes would wait for one."""
+    items.sort(key=lambda item: item.path.name != "test_lessons.py")

@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("*.py"))
 every_lesson = pytest.mark.parametrize("lesson", LESSONS or ["no lessons found"])
 SMALLEST = LESSONS[:1] or ["no lessons found"]  # one lesson goes all the way through nbgrader: it takes 20 s
+SHORT = ("01_score_and_noise", "03_classifier_guidance")  # student notebooks that run in 20 s
+every_student = pytest.mark.parametrize(
+    "lesson", [each if each in SHORT else pytest.param(each, marks=pytest.mark.slow) for each in LESSONS]
+)
 
 
 def notebook(folder, lesson):
@@ -57,7 +61,7 @@ def test_every_answer_in_the_solution_is_right(lesson):
     assert {name: line for name, line in said.items() if not line.endswith(": right")} == {}
 
 
-@every_lesson
+@every_student
 def test_a_fresh_student_notebook_runs_to_its_end_and_every_check_says_not_done_yet(lesson, monkeypatch):
     monkeypatch.setenv("CONDIFF_BUDGET", "smoke")
     student = notebook("notebooks", lesson)
@@ -121,6 +125,7 @@ def test_nbgrader_releases_the_student_notebook_and_grades_nothing_and_everythin
     assert scores == {"nobody": 0, "everybody": points}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lesson", SMALLEST)
 def test_nbgrader_validates_the_solution_and_nothing_less(lesson):
     for folder, verdict in (("solutions", "Success"), ("notebooks", "VALIDATION FAILED")):
