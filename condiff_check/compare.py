@@ -2,10 +2,12 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor, nn
+
+PLAIN = (Tensor, Generator, bool, int, float, str, type(None))
 
 
 def copied(args: Mapping[str, object], dtype: torch.dtype | None = None) -> dict[str, object]:
@@ -15,10 +17,25 @@ def copied(args: Mapping[str, object], dtype: torch.dtype | None = None) -> dict
     """
     memo: dict[int, object] = {}
     for value in args.values():
-        if isinstance(value, Generator):  # deepcopy cannot
+        if type(value) is Generator:  # deepcopy cannot
             memo[id(value)] = Generator(value.device).set_state(value.get_state())
-    new = {name: copy.deepcopy(value, memo) for name, value in args.items()}
+    if _are_plain(args.values()):  # the same, in less time
+        new = {n: value.clone() if type(value) is Tensor else memo.get(id(value), value) for n, value in args.items()}
+    else:
+        new = {name: copy.deepcopy(value, memo) for name, value in args.items()}
     return new if dtype is None else {name: _cast(value, dtype) for name, value in new.items()}
+
+
+def _are_plain(values: Collection[object]) -> bool:
+    """Whether they are numbers, texts, generators and tensors without graph, each with memory of its own."""
+    if not all(type(value) in PLAIN for value in values):
+        return False
+    tensors = [value for value in values if type(value) is Tensor]
+    if any(
+        x.layout is not torch.strided or x.requires_grad or x.grad is not None or not x.is_contiguous() for x in tensors
+    ):
+        return False
+    return len({x.untyped_storage().data_ptr() for x in tensors}) == len(tensors)
 
 
 def _cast(value: object, dtype: torch.dtype) -> object:
@@ -51,6 +68,8 @@ def close(one: object, two: object, rtol: float = 1e-6, atol: float = 1e-9) -> b
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         if one.shape != two.shape or one.is_floating_point() != two.is_floating_point():
             return False
+        if one.dtype == two.dtype and one.device == two.device and torch.equal(one, two):
+            return True
         return torch.allclose(one.double().cpu(), two.double().cpu(), rtol=rtol, atol=atol, equal_nan=True)
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return one.keys() == two.keys() and all(close(one[key], two[key], rtol, atol) for key in one)

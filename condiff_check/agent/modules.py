@@ -185,8 +185,9 @@ class Shadow:
         """What it does not know yet, after which it does; None if there is nothing."""
         changed = []
         for name, leaf in leaves(module):
-            now, before = _snapshot(leaf, copy=False), self._leaves.get(name)
-            if before is not None and not _same(now, before):
+            before = self._leaves.get(name)
+            if before is not None and not _is_as(leaf, before):
+                now = _snapshot(leaf, copy=False)
                 value, grad = (
                     None if equal(n, b) else n if n is None else encode.number(n)
                     for n, b in zip(now[:2], before, strict=False)
@@ -252,8 +253,11 @@ def _snapshot(leaf: Tensor, copy: bool = True) -> tuple[Tensor, Tensor | None, b
     )
 
 
-def _same(one: tuple, two: tuple) -> bool:
-    return one[2] == two[2] and equal(one[0], two[0]) and equal(one[1], two[1])
+def _is_as(leaf: Tensor, before: tuple[Tensor, Tensor | None, bool]) -> bool:
+    value, grad, requires_grad = before
+    return (
+        leaf.requires_grad == requires_grad and equal(leaf, value) and equal(leaf.grad if leaf.is_leaf else None, grad)
+    )
 
 
 def equal(one: Tensor | None, two: Tensor | None) -> bool:

@@ -73,6 +73,10 @@ class Peer:
         """Call the other side's function or module. Raises what it raises."""
         return self._ask("call", (list(args), dict(kwargs or {})), handle=handle, path=path, **more)
 
+    def post(self, handle: str, *args: object) -> None:
+        """Send a call and wait for no answer."""
+        self._message("call", (list(args), {}), handle=handle, path="", grad=True, seed=0, watch=None)
+
     def get(self, handle: str, path: str, name: str) -> object:
         """An attribute of the other side's object."""
         return self._ask("get", None, handle=handle, path=path, name=name)
@@ -166,7 +170,11 @@ class Peer:
     def serve(self) -> None:
         """Answer until the connection ends; raises wire.Ended then."""
         while True:
-            self._serve(*self._receive())
+            self.answer()
+
+    def answer(self) -> None:
+        """Answer one request."""
+        self._serve(*self._receive())
 
     def _serve(self, header: dict, decode: Decoder) -> None:
         self.served += 1

@@ -1,14 +1,20 @@
 """In the child: run a notebook's cells, then answer the judge's calls of what they defined."""
 
+import atexit
 import contextlib
 import gc
 import os
 import signal
 import socket
+import sys
+import tempfile
 from typing import Any
+
+import torch
 
 from . import errors
 from .child import ChildPeer
+from .peer import Peer
 from .wire import Wire, WireError
 
 KEPT = 5  # definitions of one name
@@ -78,10 +84,10 @@ class Runner:
         """Answer calls on the connection that comes along, in a process of its own."""
         self._wire.send(dict(op="give"))
         _, (fd, *_), _, _ = _received(self._socket)
-        if self._serving is not None:
+        before = self._serving
+        if before is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._serving, signal.SIGKILL)
-            os.waitpid(self._serving, 0)
+                os.kill(before, signal.SIGKILL)
         gc.freeze()
         self._serving = os.fork()
         if self._serving == 0:
@@ -90,6 +96,8 @@ class Runner:
             finally:
                 os._exit(0)
         os.close(fd)
+        if before is not None:  # what it held has been freed while the fork was made
+            os.waitpid(before, 0)
         self._wire.send(dict(op="serving"))
 
     def _answer(self, connection: socket.socket) -> None:
@@ -113,7 +121,23 @@ def _received(connection: socket.socket) -> tuple[bytes, list[int], int, Any]:
         connection.setblocking(False)
 
 
-def _shell() -> Any:
+def warm_up() -> None:
+    """Run a cell in a shell that is thrown away, and a call: what the first one of a process loads, its forks have."""
+    main_module = sys.modules["__main__"]
+    with tempfile.TemporaryDirectory() as folder:
+        shell = _shell(ipython_dir=folder)
+        shell.run_cell("def nothing():\n    return None", store_history=False)
+    atexit.unregister(shell.atexit_operations)
+    sys.modules["__main__"] = main_module
+    mine, theirs = socket.socketpair()
+    with mine, theirs:
+        asking, answering = Peer(Wire(mine), "J", trusted=False), ChildPeer(Wire(theirs))
+        answering.show(ROOT, torch.Tensor.add_)
+        asking.post(ROOT, torch.zeros(2), 1.0)
+        answering.answer()
+
+
+def _shell(**where: str) -> Any:
     """IPython, so that magics and ! are what they are in a notebook, without its history and its debugger."""
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
@@ -122,6 +146,6 @@ def _shell() -> Any:
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "NoColor"
     config.InteractiveShell.color_info = False
-    shell = InteractiveShell(config=config)
+    shell = InteractiveShell(config=config, **where)
     shell.user_ns["__name__"] = "__main__"
     return shell

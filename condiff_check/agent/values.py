@@ -57,6 +57,8 @@ class Encoder:
         self.generators: list[Generator] = []
 
     def __call__(self, value: object) -> Json:
+        if type(value) in (list, tuple):  # before the others: whether something is a generator takes long to ask
+            return ["l" if type(value) is list else "u", [self(item) for item in value]]
         match value:
             case None:
                 return ["n"]
@@ -74,14 +76,16 @@ class Encoder:
                 return ["s", str(value)]
             case Tensor():
                 return self.tensor(value)
-            case Generator():
-                return self._generator(value)
             case slice():
                 return ["z", self(value.start), self(value.stop), self(value.step)]
+            case dict() if type(value) is dict:
+                return ["d", [[self(key), self(item)] for key, item in value.items()]]
+            case Generator():
+                return self._generator(value)
         if value is Ellipsis:
             return ["e"]
-        if type(value) in (list, tuple) or (isinstance(value, tuple) and hasattr(value, "_fields")):
-            return ["l" if isinstance(value, list) else "u", [self(item) for item in value]]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return ["u", [self(item) for item in value]]
         if isinstance(value, Mapping) and type(value).__name__ in (
             "dict",
             "OrderedDict",
@@ -130,7 +134,7 @@ class Encoder:
 class Decoder:
     """Reads values out of one message. `sent`: the tensors of the message that it answers."""
 
-    def __init__(self, objects: Objects, body: bytes, sent: Sequence[Tensor] = ()):
+    def __init__(self, objects: Objects, body: bytes | bytearray, sent: Sequence[Tensor] = ()):
         self._objects, self._body, self._items, self.sent = objects, body, 0, sent
         self._unread = len(body)
         self.tensors: list[Tensor] = []

@@ -48,23 +48,27 @@ class Wire:
     ):
         self._socket, self._deadline, self._body = connection, deadline, body
         connection.setblocking(False)
+        self._polls = {}
+        for event in (select.POLLIN, select.POLLOUT):
+            self._polls[event] = select.poll()
+            self._polls[event].register(connection, event)
 
     def send(self, header: dict, chunks: Sequence[bytes | memoryview] = ()) -> None:
         """Raises Violation for what is too large, Ended and Late."""
-        text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+        text = _ENCODER.encode(header).encode()
         size = sum(len(chunk) for chunk in chunks)
         self._left()
         if len(text) > HEADER or size > BODY:
             raise Violation(f"a message of {(len(text) + size) / 1e6:.0f} MB is too large: {BODY >> 20} MiB at most")
         self._send(memoryview(b"".join((LENGTHS.pack(len(text), size), text, *chunks))))
 
-    def receive(self) -> tuple[dict, bytes]:
+    def receive(self) -> tuple[dict, bytearray]:
         """The next frame. Raises Violation for what is none, Ended and Late: also when frames come without a pause."""
         self._left()
         header, body = LENGTHS.unpack(self._receive(LENGTHS.size))
         if header > HEADER or body > self._body:
             raise Violation(f"a frame announces {header} and {body} bytes")
-        return _parsed(self._receive(header)), bytes(self._receive(body))
+        return _parsed(self._receive(header)), self._receive(body)
 
     def close(self) -> None:
         self._socket.close()
@@ -74,7 +78,7 @@ class Wire:
             try:
                 data = data[self._socket.send(data) :]
             except BlockingIOError:
-                self._wait(write=True)
+                self._wait(select.POLLOUT)
             except OSError as error:
                 raise Ended from error
 
@@ -84,7 +88,7 @@ class Wire:
             try:
                 part = self._socket.recv(min(size - len(data), 1 << 20))
             except BlockingIOError:
-                self._wait(write=False)
+                self._wait(select.POLLIN)
                 continue
             except OSError as error:
                 raise Ended from error
@@ -101,16 +105,14 @@ class Wire:
             raise Late
         return left
 
-    def _wait(self, write: bool) -> None:
+    def _wait(self, event: int) -> None:
         left = self._left()
-        poll = select.poll()
-        poll.register(self._socket, select.POLLOUT if write else select.POLLIN)
-        poll.poll(None if left is None else 1000 * left + 1)
+        self._polls[event].poll(None if left is None else 1000 * left + 1)
 
 
 def _parsed(text: bytes) -> dict:
     try:
-        header = json.loads(text, parse_constant=_refuse, object_pairs_hook=_object, parse_int=_integer)
+        header = _DECODER.decode(text.decode())
     except (ValueError, RecursionError) as error:
         raise Violation(f"a header is no JSON: {type(error).__name__}") from None
     if not isinstance(header, dict) or _depth(header) > DEPTH:
@@ -135,13 +137,20 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_DECODER = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_object, parse_int=_integer)
+
+
 def _depth(value: object) -> int:
     """Of lists and objects in one another, without recursion."""
     depth, level = 0, [value]
-    while level:
+    while level and depth <= DEPTH:
         depth += 1
-        if depth > DEPTH:
-            break
-        items = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
-        level = [inner for item in items for inner in item]
+        below: list[object] = []
+        for item in level:
+            if type(item) is list:
+                below += item
+            elif type(item) is dict:
+                below += item.values()
+        level = below
     return depth

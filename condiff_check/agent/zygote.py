@@ -77,8 +77,8 @@ def preload() -> None:
                 importlib.import_module(f"condiff_ref.{module.name}")
     with contextlib.suppress(ImportError):
         importlib.import_module("condiff_check")
-    with contextlib.suppress(ImportError):
-        importlib.import_module(f"{__package__}.runner")
+    with contextlib.suppress(ImportError, OSError):
+        importlib.import_module(f"{__package__}.runner").warm_up()
 
 
 def _draw_once() -> None:
