@@ -3,7 +3,6 @@
 import hashlib
 import json
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -15,7 +14,7 @@ from condiff_ref import checkpoints
 from condiff_ref.data import Affine
 from condiff_ref.intervals import Interval
 from condiff_ref.recipes import Recipe
-from condiff_ref.schedules import draw_noise
+from condiff_ref.train import fit
 
 
 class Kept:
@@ -50,22 +49,24 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def step_times(recipes: Sequence[Recipe], rounds: int = 15) -> list[float]:
-    """Seconds per training step of each recipe's network, forward and backward: medians of turns taken side by side, so
-    that whatever else this machine does slows all of them alike."""
+def step_times(
+    recipes: Sequence[Recipe], options: Sequence[dict] | None = None, rounds: int = 5, steps: int = 10
+) -> list[float]:
+    """Seconds per training step of each recipe, the whole loop: medians of turns taken side by side, so that whatever
+    else this machine does slows all of them alike. `options` of the loop, one dictionary per recipe."""
     tries = []
-    for recipe in recipes:
-        network, shape = recipe.build().train(), checkpoints.Checkpoint(recipe.build(), recipe, Affine(0, 1), {}).shape
-        generator = torch.Generator().manual_seed(0)
-        x0 = draw_noise(torch.empty(recipe.batch_size, *shape), generator)
-        label = torch.zeros(recipe.batch_size, dtype=torch.long)
-        tries.append((recipe, network, x0, label, generator, []))
-    for turn in range(rounds + 3):
-        for recipe, network, x0, label, generator, seconds in tries:
-            began = time.perf_counter()
-            recipe.loss(network, x0, label, generator).backward()
-            if turn >= 3:  # the first turns warm up
-                seconds.append(time.perf_counter() - began)
+    for recipe, more in zip(recipes, options or [{}] * len(recipes), strict=True):
+        network = recipe.build()
+        shape = checkpoints.Checkpoint(network, recipe, Affine(0, 1), {}).shape
+        x0 = torch.randn(2 * recipe.batch_size, *shape, generator=torch.Generator().manual_seed(0))
+        label = torch.zeros(len(x0), dtype=torch.long)
+        settings = dict(batch_size=recipe.batch_size, progress=False) | more
+        tries.append((recipe, network, x0, label, settings, []))
+    for turn in range(rounds + 1):
+        for recipe, network, x0, label, settings, seconds in tries:
+            result = fit(network, recipe.loss, x0, label, steps=steps, **settings)
+            if turn:  # the first warms up
+                seconds.append(result.seconds / steps)
     return [statistics.median(seconds) for *_, seconds in tries]
 
 

@@ -1,0 +1,132 @@
+"""The recipe for MNIST with one thing changed at a time, at equal seconds of training: writes ablations.md.
+
+python benchmarks/ablations.py [--seconds S] [--seeds K] [--only WORD ...]
+
+Steps are timed side by side first; each variant is then trained for as many steps as take it S seconds, so that what
+else this machine does changes no row.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from rows import Kept, over_seeds, step_times, table, write
+
+from condiff_ref import data
+from condiff_ref.checkpoints import Checkpoint
+from condiff_ref.generate import Guidance, generate
+from condiff_ref.metrics import evaluate
+from condiff_ref.recipes import MNIST_UNET, Recipe
+from condiff_ref.train import fit
+
+SCALE, STEPS, PER_CLASS = 1.5, 10, 100
+MEASURED = ("accuracy", "fd", "recall")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The recipe, but for `changes` to it, `arguments` of its network, and `options` of the loop."""
+
+    changes: Mapping[str, object] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        return replace(MNIST_UNET, **{**self.changes, "arguments": MNIST_UNET.arguments | self.arguments})
+
+
+def variants() -> dict[str, dict[str, Variant]]:
+    """By what is changed."""
+    base = MNIST_UNET
+    return {
+        "": {"the recipe": Variant()},
+        "patch": {
+            "2, widths 16, 32, 64": Variant(arguments=dict(patch=2, widths=(16, 32, 64))),
+            "2, widths 16, 64": Variant(arguments=dict(patch=2, widths=(16, 64))),
+            "8, one width of 64": Variant(arguments=dict(patch=8, widths=(64,))),
+        },
+        "widths": {str(w)[1:-1]: Variant(arguments=dict(widths=w)) for w in ((24, 48), (48, 96), (64,)) if w != WIDTHS},
+        "batch": {str(n): Variant(dict(batch_size=n)) for n in (16, 32, 64, 128) if n != base.batch_size},
+        "learning rate": {f"{lr:g}": Variant(dict(lr=lr)) for lr in (1e-3, 2e-3, 3e-3, 5e-3) if lr != base.lr},
+        "average": {f"{ema:g}": Variant(dict(ema=ema)) for ema in (0.0, 0.99, 0.995, 0.999) if ema != base.ema},
+        "mean of logit t": {f"{m:g}": Variant(dict(time_mean=m)) for m in (0.0, 0.4, 0.8, 1.2) if m != base.time_mean},
+        "target": {
+            "noise, cosine path": Variant(dict(kind="eps", schedule="cosine")),
+            "x0, cosine path": Variant(dict(kind="x0", schedule="cosine")),
+            "v, cosine path": Variant(dict(kind="v", schedule="cosine")),
+        },
+        "label hidden": {f"{p:g}": Variant(dict(drop=p)) for p in (0.05, 0.1, 0.2) if p != base.drop},
+        "precision": {"bfloat16": Variant(options=dict(precision="bf16"))},
+    }
+
+
+WIDTHS = MNIST_UNET.arguments["widths"]
+
+
+def train_and_judge(variant: Variant, steps: int, seed: int) -> dict:
+    """Numbers without intervals: those come from the seeds."""
+    recipe = variant.recipe
+    images, labels = recipe.load_data()
+    affine = data.measure_affine(images)
+    options = dict(precision="fp32") | dict(variant.options)
+    result = fit(
+        recipe.build(seed),
+        recipe.loss,
+        affine.encode(images),
+        labels,
+        steps=steps,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        ema=recipe.ema,
+        seed=seed,
+        progress=False,
+        **options,
+    )
+    label = torch.arange(10).repeat(PER_CLASS)
+    model = Checkpoint(result.network, recipe, affine, {})
+    figures = evaluate(recipe.data, generate(model, label, Guidance(scale=SCALE), steps=STEPS, seed=seed), label)
+    return {name: figures[name].value for name in MEASURED} | dict(fd_real=figures["fd_real"].value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", help="what is changed, of the first column")
+    options = parser.parse_args()
+    kept = Kept(Path("outputs/ablations.json"))
+    chosen = {k: v for k, v in variants().items() if not options.only or k in options.only or k == ""}
+    entries = [(group, name, variant) for group, named in chosen.items() for name, variant in named.items()]
+    together = [variant for _, _, variant in entries]
+    timed = kept(
+        f"times of {together}",
+        lambda: dict(seconds=step_times([v.recipe for v in together], [dict(v.options) for v in together])),
+    )["seconds"]
+    lines, floor = [], 0.0
+    for (group, name, variant), seconds in zip(entries, timed, strict=True):
+        steps = round(options.seconds / seconds)
+        key = f"{variant.recipe}|{variant.options}|{PER_CLASS}|{steps}"
+        rows = [
+            kept(f"{key}|{seed}", lambda v=variant, n=steps, k=seed: train_and_judge(v, n, k))
+            for seed in range(options.seeds)
+        ]
+        weights = sum(p.numel() for p in variant.recipe.build().parameters())
+        means = [over_seeds([row[each] for row in rows]) for each in MEASURED]
+        lines.append([group, name, f"{weights:,}", f"{1000 * seconds:.0f}", f"{steps:,}", *means])
+        floor = rows[0]["fd_real"]
+    write(
+        __file__,
+        f"Training on MNIST: the recipe, and what else was tried, {options.seconds:g} seconds each",
+        f"guidance scale {SCALE}, {STEPS} Euler steps, n = {10 * PER_CLASS}; means over {options.seeds} seeds of "
+        "training and sampling, with Student's 95 % interval. fd: Fréchet distance in the judge's features; that of "
+        f"other real digits is {floor:.2f}. A row differs from the recipe in what its first column names.\n",
+        table(["changed", "to", "weights", "ms per step", "steps", *MEASURED], lines),
+    )
+
+
+if __name__ == "__main__":
+    main()
