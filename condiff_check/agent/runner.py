@@ -8,6 +8,8 @@ import signal
 import socket
 import sys
 import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ class Runner:
     def _run(self, number: int, source: str) -> None:
         """An error is told, and the next cell runs all the same."""
         self._wire.send(dict(op="running", number=number))
-        note = ""
+        note, there = "", _children()
         try:
             outcome = self._shell.run_cell(source, store_history=False)
             error = outcome.error_before_exec or outcome.error_in_exec
@@ -66,6 +68,7 @@ class Runner:
             note = errors.describe(error)[:NOTE]
         if os.getpid() != self._pid:  # the cell has forked, and this is not the process that the judge talks to
             os._exit(0)
+        _wait_for(_children() - there)
         self._keep(number)
         self._wire.send(dict(op="ran", number=number, note=note))
 
@@ -111,6 +114,25 @@ class Runner:
         """The last definition of a name; with `back` an earlier one."""
         kept = self._defined[name]
         return kept[max(len(kept) - 1 - back, 0)][1]
+
+
+def _children() -> set[int]:
+    with contextlib.suppress(OSError):
+        return {int(child) for child in Path("/proc/thread-self/children").read_text().split()}
+    return set()
+
+
+def _wait_for(forks: set[int], seconds: float = 1.0) -> None:
+    """A little, so that if they take more than there is, it is told of the cell that made them and not of the next."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and any(_alive(fork) for fork in forks):
+        time.sleep(0.02)
+
+
+def _alive(child: int) -> bool:
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    return False
 
 
 def _received(connection: socket.socket) -> tuple[bytes, list[int], int, Any]:

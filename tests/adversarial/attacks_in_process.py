@@ -501,7 +501,7 @@ RECORDS = (
                 """)
             ),
         ),
-        everywhere("wrong", "raised", "protocol"),
+        everywhere("wrong", "raised", "protocol", "timeout"),
         target="02.6",
         spares=("02.7",),
     ),
