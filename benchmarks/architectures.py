@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rows import Kept, over_seeds, step_times, table, write
+from rows import Kept, over_seeds, step_times, table, untrained, write
 
 from condiff_ref import checkpoints, recipes
 from condiff_ref.dit import BLOCKS
@@ -67,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     kept = Kept(Path("outputs/architectures.json"))
     pair = [recipes.MNIST_UNET, recipes.MNIST_DIT]
-    timed = kept("times of the pair", lambda: dict(seconds=step_times(pair)))["seconds"]
+    timed = kept("times of the pair", lambda: dict(seconds=step_times([untrained(r) for r in pair])))["seconds"]
     entries = {
         r.architecture: (r, int(options.seconds / seconds), seconds) for r, seconds in zip(pair, timed, strict=True)
     }
@@ -76,7 +76,7 @@ def main() -> None:
         dataclasses.replace(recipes.DIGITS_DIT, arguments=recipes.DIGITS_DIT.arguments | dict(conditioning=name))
         for name in BLOCKS
     ]
-    timed = kept("times of the designs", lambda: dict(seconds=step_times(designs)))["seconds"]
+    timed = kept("times of the designs", lambda: dict(seconds=step_times([untrained(r) for r in designs])))["seconds"]
     entries = {
         r.arguments["conditioning"]: (r, options.steps, seconds) for r, seconds in zip(designs, timed, strict=True)
     }

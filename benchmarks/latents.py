@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from architectures import compare
-from rows import Kept, fingerprint, step_times, table, write
+from rows import Kept, fingerprint, step_times, table, untrained, write
 
 from condiff_ref import checkpoints, data, recipes
 from condiff_ref.autoencoder import kl_per_image
@@ -45,7 +45,7 @@ def main() -> None:
     folded = dataclasses.replace(pixels, arguments=dict(channels=1, padding=2, patch=4, **TRUNK))
     latent = dataclasses.replace(recipes.MNIST_LATENT, arguments=TRUNK)
     networks = {"pixels, 1x32x32": pixels, "folded pixels, 16x8x8": folded, "latents, 2x8x8": latent}
-    timed = kept("times", lambda: dict(seconds=step_times(list(networks.values()))))["seconds"]
+    timed = kept("times", lambda: dict(seconds=step_times([untrained(r) for r in networks.values()])))["seconds"]
     entries = {
         title: (recipe, max(1, int(options.seconds / seconds)), seconds)
         for (title, recipe), seconds in zip(networks.items(), timed, strict=True)

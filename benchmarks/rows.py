@@ -11,6 +11,7 @@ import torch
 from scipy.stats import t as student
 
 from condiff_ref import checkpoints
+from condiff_ref.checkpoints import Checkpoint
 from condiff_ref.data import Affine
 from condiff_ref.intervals import Interval
 from condiff_ref.recipes import Recipe
@@ -49,25 +50,27 @@ def over_seeds(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def untrained(recipe: Recipe) -> Checkpoint:
+    """Its network as it begins, for pictures that are scaled already."""
+    return Checkpoint(recipe.build(), recipe, Affine(0, 1), {})
+
+
 def step_times(
-    recipes: Sequence[Recipe], options: Sequence[dict] | None = None, rounds: int = 5, steps: int = 10
+    models: Sequence[Checkpoint], options: Sequence[dict] | None = None, rounds: int = 5, steps: int = 10
 ) -> list[float]:
-    """Seconds per training step of each recipe, the whole loop: medians of turns taken side by side, so that whatever
-    else this machine does slows all of them alike. `options` of the loop, one dictionary per recipe."""
-    tries = []
-    for recipe, more in zip(recipes, options or [{}] * len(recipes), strict=True):
-        network = recipe.build()
-        shape = checkpoints.Checkpoint(network, recipe, Affine(0, 1), {}).shape
-        x0 = torch.randn(2 * recipe.batch_size, *shape, generator=torch.Generator().manual_seed(0))
-        label = torch.zeros(len(x0), dtype=torch.long)
-        settings = dict(batch_size=recipe.batch_size, progress=False) | more
-        tries.append((recipe, network, x0, label, settings, []))
+    """Seconds per training step of each untrained model, the whole loop: medians of turns taken side by side, so that
+    whatever else this machine does slows all of them alike. `options` of the loop, one dictionary per model."""
+    seconds: list[list[float]] = [[] for _ in models]
     for turn in range(rounds + 1):
-        for recipe, network, x0, label, settings, seconds in tries:
-            result = fit(network, recipe.loss, x0, label, steps=steps, **settings)
+        for model, more, taken in zip(models, options or [{}] * len(models), seconds, strict=True):
+            recipe = model.recipe
+            x0 = torch.randn(2 * recipe.batch_size, *model.shape, generator=torch.Generator().manual_seed(0))
+            label = torch.zeros(len(x0), dtype=torch.long)
+            settings = dict(batch_size=recipe.batch_size, progress=False) | more
+            result = fit(model.network, recipe.loss, x0, label, steps=steps, **settings)
             if turn:  # the first warms up
-                seconds.append(result.seconds / steps)
-    return [statistics.median(seconds) for *_, seconds in tries]
+                taken.append(result.seconds / steps)
+    return [statistics.median(taken) for taken in seconds]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
