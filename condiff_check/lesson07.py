@@ -2329,12 +2329,14 @@ def _times(share: float | None) -> str:
 
 
 def _strength_again(answer: Answer, g: Generator) -> None:
-    """The control hands out the same list each time, as a cache would."""
+    """The control hands out the same list each time, as a cache would, or one tensor twice."""
     case = _control_case(g)
     kept = _shift_residuals(*case)
     before = [r.clone() for r in kept]
+    apart, shared = [kept[1].clone(), kept[1].clone()], [kept[1].clone()] * 2
+    by_two, by_one = (plain(_with(answer, lambda xt, t, y, hint, r=r: r, 0.5, case)) for r in (apart, shared))
     first, second = (_with(answer, lambda xt, t, y, hint: kept, 0.5, case) for _ in range(2))
-    if not close(plain(kept), plain(before)):
+    if not close(plain(kept), plain(before)) or not close(by_one, by_two):
         raise Wrong("the residuals that control returned are changed in place: they belong to it, make new ones")
     need(second, first, "the second call with equal arguments differs from the first")
 
