@@ -87,7 +87,9 @@ class Watch:
         if possible <= limit or (quick <= limit and time.monotonic() < self._next_exact):
             return False
         self._next_exact = time.monotonic() + SLOW
-        return exact(of) > limit + self._anonymous
+        # what there was before: shared with the zygote, and copied by those two that run cells and answer calls, as they
+        # write to it
+        return exact(of) > limit + 2 * self._anonymous
 
 
 def exact(of: dict[int, dict[str, int]]) -> int:
