@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+BESIDE = 1 << 20  # bytes on the disk beside one file of the largest size that there may be
 SLOW = 0.25  # seconds between two looks at what takes long to add up
 
 
@@ -71,7 +72,8 @@ class Watch:
             return "memory"
         if self._work and time.monotonic() > self._next_disk:
             self._next_disk = time.monotonic() + SLOW
-            if held(self._work, self._limits["disk"]) > self._limits["disk"]:
+            most = self._limits["disk"] + BESIDE
+            if held(self._work, most) > most:
                 return "disk"
         return None
 
