@@ -89,8 +89,8 @@ class Watch:
         if possible <= limit or (quick <= limit and time.monotonic() < self._next_exact):
             return False
         self._next_exact = time.monotonic() + SLOW
-        # what there was before: shared with the zygote, and copied by those two that run cells and answer calls, as they
-        # write to it
+        # What there was before is shared with the zygote, and copied where those two that run cells and answer calls
+        # write to it.
         return exact(of) > limit + 2 * self._anonymous
 
 
