@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,12 @@ class Watch:
         return exact(of) > limit + 2 * self._anonymous
 
 
-def exact(of: dict[int, dict[str, int]]) -> int:
+def exact(pids: Iterable[int]) -> int:
     """Anonymous pages, each shared one divided among those who share it, and shared mappings at their full size: their
     pages stay even where no process has them mapped in at the moment."""
     anonymous, shared = 0, {}
-    for pid, one in of.items():
-        anonymous += _rollup(pid) or one.get("RssAnon", 0)
+    for pid in pids:
+        anonymous += _rollup(pid) or sizes(pid).get("RssAnon", 0)  # asked again: it may have ended since
         for key, size in _shared(pid):
             shared[key] = max(size, shared.get(key, 0))
     return anonymous + sum(shared.values())
