@@ -1,9 +1,14 @@
 """What the benchmarks share."""
 
+import re
+from pathlib import Path
+
 import pytest
 from rows import Kept, over_seeds, step_times, table, untrained
 
 from condiff_ref import recipes
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 def test_rows_are_kept_and_never_measured_twice(tmp_path):
@@ -44,3 +49,10 @@ def test_a_step_of_each_recipe_is_timed():
 
 def test_tables_are_markdown():
     assert table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
+
+
+def test_every_table_is_listed():
+    written = {path.name for path in FOLDER.glob("*.md")} - {"README.md"}
+    linked = set(re.findall(r"\]\(([\w.]+)\)", (FOLDER / "README.md").read_text()))
+    assert linked == written
+    assert all((FOLDER / name).with_suffix(".py").exists() for name in written - {"kill_matrix.md"})
