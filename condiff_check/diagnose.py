@@ -116,7 +116,7 @@ def readings(exercise: Exercise, answer: Answer, seed: int) -> list[Reading]:
 
 def relate(exercise: Exercise, answer: Answer, seed: int) -> str | None:
     """How the answer's results relate to the right ones, where a simple relation holds on all draws."""
-    if not exercise.universal:
+    if not exercise.universal or exercise.free:
         return None
     generator = Generator().manual_seed(seed)
     draws: dict[str, list] = {name: [] for name in exercise.names}

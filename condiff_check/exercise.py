@@ -100,7 +100,7 @@ class Exercise:
     A `probe` returns what a wrong answer is recognised by, where calling it on `inputs` does not show enough; with
     `by_probe` it is recognised by that alone, as is due where two answers may rightly draw in another order. `graph`:
     the result is to carry one. `without` names facts of `invariants` that do not apply; `universal` is False where none
-    does.
+    does. `free`: so many answers are right that a wrong one is not told how it relates to the reference.
     """
 
     id: str
@@ -117,6 +117,7 @@ class Exercise:
     probe: Callable[[Answer, Generator], object] | None = None
     by_probe: bool = False
     universal: bool = True
+    free: bool = False
     without: tuple[str, ...] = ()
     graph: bool = False
     kind: str = "function"

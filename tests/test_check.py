@@ -325,6 +325,14 @@ def test_no_relation_is_invented():
 # --- the exercises on file -------------------------------------------------------------------------------------------
 
 
+def test_where_many_answers_are_right_none_is_compared_with_the_reference():
+    """10.10 wants a rule of the learner's own: one that is twice the reference is wrong, and not for that."""
+    (reference,) = find("10.10").references
+    report = examine(find("10.10"), (lambda *inputs: 2 * reference(*inputs),), seed=0)
+    assert report.status == WRONG
+    assert report.relation is None
+
+
 def test_ids_are_numbered_within_their_lessons():
     for number in {exercise.id[:2] for exercise in exercises()}:
         assert [e.id for e in lesson(number)] == [f"{number}.{k}" for k in range(1, len(lesson(number)) + 1)]
