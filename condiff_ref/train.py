@@ -1,6 +1,8 @@
 """Training: the loss, label dropout, and one loop that any network here is trained by."""
 
+import hashlib
 import math
+import os
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -101,22 +103,24 @@ def fit(
     falls linearly to zero at the end, by steps or by the clock.
 
     With a `checkpoint` path the whole state is written there every so many seconds, and a run that was cut off goes on
-    from it: bit for bit as if it had never been cut off, where `steps` is given. The file stays: remove it once the
-    result is in safety.
+    from it: bit for bit as if it had never been cut off, where `steps` is given. The end is written too: the same call
+    then trains no more. The file stays: remove it once the result is in safety.
     `precision` is "bf16", "fp32" or "auto": bf16 where the hardware multiplies in it.
     Raises ValueError unless exactly one of steps and seconds is given and positive, or where the checkpoint belongs to
     another run; TrainingDiverged where the loss stops being finite.
     """
     if (steps is None) == (seconds is None) or (steps or seconds or 0) <= 0:
         raise ValueError(f"give either steps or seconds, and more than 0: got {steps=}, {seconds=}")
-    device = torch.device(device)
+    device, start = torch.device(device), _fingerprint(network)
     network = network.to(device, memory_format=torch.channels_last).train()
     images, labels = images.to(device), labels.to(device)
     run = _Run(network, lr, weight_decay, ema, seed, device)
     identity = dict(steps=steps, seconds=seconds, batch_size=batch_size, lr=lr, weight_decay=weight_decay, ema=ema)
     identity |= dict(seed=seed, examples=len(images), parameters=sum(p.numel() for p in network.parameters()))
+    identity |= dict(start=start)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint, identity)
+    taken_up = run.step
     precise = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device))
     bar = tqdm(
         total=steps or seconds,
@@ -137,11 +141,24 @@ def fit(
             saved = time.monotonic()
     run.check()
     bar.close()
+    if checkpoint is not None and run.step > taken_up:
+        run.save(checkpoint, identity)
     return Fit(run.average.eval(), run.step, run.elapsed, run.losses)
+
+
+def keep(name: str) -> Path | None:
+    """The checkpoint of the run `name` for `fit`, in the folder $CONDIFF_CHECKPOINTS; None where that is not set.
+
+    On Colab the set-up cell sets it: a run goes on after a disconnect, when its cell is run again.
+    """
+    folder = os.environ.get("CONDIFF_CHECKPOINTS")
+    return Path(folder).expanduser() / f"{name}.resume" if folder else None
 
 
 def uses_bf16(precision: str, device: str | torch.device) -> bool:
     """Whether networks run in bfloat16 there. "auto" asks the hardware: AMX on a CPU, native bf16 on a GPU.
+
+    Older GPUs, such as the T4, run in fp32: float16 would need its losses scaled, and these networks are small.
 
     Raises ValueError for a precision that is not "auto", "bf16" or "fp32".
     """
@@ -241,13 +258,20 @@ class _Run:
         self.average.load_state_dict(_under("average", tensors))
         for i, parameter in enumerate(self.network.parameters()):
             moments = _under(f"optimizer.{i}", tensors)
-            # in the parameter's own memory format, as the optimizer itself would have made them
+            # as the optimizer itself would have made them: on the parameter's device, in its own memory format
             self.optimizer.state[parameter] = {
-                k: v if v.ndim == 0 else torch.empty_like(parameter).copy_(v) for k, v in moments.items()
+                k: v.to(parameter.device) if v.ndim == 0 else torch.empty_like(parameter).copy_(v)
+                for k, v in moments.items()
             }
         self.generator.set_state(tensors["generator"])
         self.losses = tensors["losses"].tolist()
         self.step, self.elapsed = state["step"], state["elapsed"]
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """Of the weights: another network, or another start, is another run."""
+    weights = (value.detach().cpu().contiguous() for value in network.state_dict().values())
+    return hashlib.sha256(b"".join(w.flatten().view(torch.uint8).numpy().tobytes() for w in weights)).hexdigest()[:12]
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

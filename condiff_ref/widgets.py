@@ -2,9 +2,11 @@
 no widgets.
 
 Front ends may call back on another thread, so the redrawing takes a lock, sets torch's grad mode itself, and draws on a
-Figure without pyplot. Pictures travel as PNG in an Image widget, which every version of ipywidgets since 7.7 shows.
+Figure without pyplot. Pictures travel as PNG within HTML, which every version of ipywidgets since 7.7 shows: its Image
+has no words for those who do not see it.
 """
 
+import base64
 import html
 import io
 import os
@@ -27,42 +29,49 @@ def slider(
 ) -> None:
     """Show draw(value), with its description, for the value that the slider is at, values[start] at first.
 
-    Each picture is drawn when it is first asked for, and kept. CONDIFF_STATIC=1, or a missing ipywidgets, leaves one
+    All pictures are drawn at once, after the first is shown: so the slider answers quickly, and shows what held when
+    the cell ran, whatever later cells call by the same names. CONDIFF_STATIC=1, or a missing ipywidgets, leaves one
     still picture.
     """
     from IPython.display import display
 
-    pictures: dict[float, bytes] = {}
+    shown: dict[float, tuple[bytes, str]] = {}
 
-    def png(value: float) -> bytes:
+    def drawn(value: float) -> tuple[bytes, str]:
         with _LOCK, torch.no_grad():
-            if value not in pictures:
+            if value not in shown:
                 buffer = io.BytesIO()
                 FigureCanvasAgg(draw(value)).print_png(buffer)
-                pictures[value] = buffer.getvalue()
-            return pictures[value]
+                shown[value] = buffer.getvalue(), describe(value)
+            return shown[value]
 
     widgets = None if os.environ.get("CONDIFF_STATIC") == "1" else _ipywidgets()
     if widgets is None:
-        still = {"image/png": png(values[start]), "text/plain": describe(values[start])}
-        display(still, raw=True)
+        png, words = drawn(values[start])
+        display({"image/png": png, "text/plain": words}, raw=True)
         return
     options = [(f"{value:g}", value) for value in values]
     style = {"description_width": "auto"}
     control = widgets.SelectionSlider(
         options=options, value=values[start], description=name, continuous_update=False, style=style
     )
-    # without align_self a VBox stretches the picture over the page
-    image = widgets.Image(format="png", layout=widgets.Layout(align_self="flex-start", max_width="100%"))
-    text = widgets.HTML()
+    picture = widgets.HTML()
 
     def redraw(_: object = None) -> None:
-        value = control.value  # not the event's: moves are skipped while a picture is drawn
-        image.value, text.value = png(value), html.escape(describe(value))
+        picture.value = _with_words(*drawn(control.value))  # not the event's: moves are skipped while one is drawn
 
     control.observe(redraw, names="value")
     redraw()
-    display(widgets.VBox([control, image, text]))
+    display(widgets.VBox([control, picture]))
+    for value in values:
+        drawn(value)
+
+
+def _with_words(png: bytes, words: str) -> str:
+    """The picture above its description, which a screen reader says once, as that of the picture."""
+    data, words = base64.b64encode(png).decode(), html.escape(words)
+    picture = f'<img alt="{words}" src="data:image/png;base64,{data}" style="max-width: 100%">'
+    return f'<figure style="margin: 0">{picture}<figcaption aria-hidden="true">{words}</figcaption></figure>'
 
 
 def _ipywidgets() -> object | None:

@@ -4,6 +4,7 @@ import base64
 import importlib.metadata
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,9 +26,11 @@ import build as build_tool
 import setup_cell
 import stubs
 from answers_to_show import Scale, blend, halve, registered
+from condiff_check.grading import intake
 from lesson import LessonError, build
 
 ROOT = Path(__file__).resolve().parents[1]
+PATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 EXERCISES = {
     "07.1": SimpleNamespace(names=("blend", "halve"), references=(blend, halve), points=3),
     "07.2": SimpleNamespace(names=("Scale",), references=(Scale,), points=2),
@@ -152,10 +155,11 @@ def test_what_has_no_definition_in_a_file_is_no_reference(reference):
 def test_both_notebooks_have_the_same_cells_but_for_answers():
     lesson = made()
     ours, theirs = by_id(lesson.solution), by_id(lesson.student)
-    assert list(ours.keys() - theirs.keys()) == ["07-text-3"]
-    differ = {name for name, cell in theirs.items() if cell.source != ours[name].source}
+    assert (list(ours.keys() - theirs.keys()), list(theirs.keys() - ours.keys())) == (["07-text-3"], ["07-submit"])
+    both = {name: cell for name, cell in theirs.items() if name in ours}
+    differ = {name for name, cell in both.items() if cell.source != ours[name].source}
     assert differ == {"07-1-answer", "07-2-answer", "07-text-2", "07-code-1"}
-    assert all(ours[name].metadata == cell.metadata for name, cell in theirs.items())
+    assert all(ours[name].metadata == cell.metadata for name, cell in both.items())
     assert all(cell.get("outputs", []) == [] and cell.get("execution_count") is None for cell in theirs.values())
 
 
@@ -218,17 +222,43 @@ def test_the_setup_cell_is_the_same_everywhere_and_runs_outside_colab():
     assert re.fullmatch(r"(True|False) (cpu|cuda)\n", done.stdout)
 
 
-def test_on_colab_the_setup_cell_asks_pip_for_condiff_and_leaves_dependencies_alone():
-    pretend = """
-import importlib.util, subprocess, sys, types
-sys.modules["google.colab"] = types.ModuleType("google.colab")
+PRETEND = """
+import importlib.util, os, subprocess, sys, types
+google, colab, drive = (types.ModuleType(name) for name in ("google", "google.colab", "google.colab.drive"))
+google.colab, colab.drive, drive.mount = colab, drive, lambda where: print("mount", where)
+sys.modules |= {"google": google, "google.colab": colab, "google.colab.drive": drive}
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "condiff_ref" else real(name, *rest)
 subprocess.run = lambda words, check: print(*words[1:], check)
 """
-    done = subprocess.run([sys.executable, "-c", pretend + setup_cell.SETUP], capture_output=True, text=True)
+
+
+def on_colab(folder, source):
+    """What the set-up cell, and then the source, prints on something like Colab."""
+    words = [sys.executable, "-c", PRETEND + source]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": PATH})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_on_colab_the_setup_cell_fetches_condiff_once_and_leaves_dependencies_alone(tmp_path):
     repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
-    assert done.stdout == f"-m pip install -q --no-deps git+{repository} jaxtyping wadler-lindig True\n", done.stderr
+    source = tmp_path / "condiff"
+    install = f"-m pip install -q --no-deps -e {source} jaxtyping wadler-lindig True"
+    look = "\nprint(sys.path[-1], 'CONDIFF_CHECKPOINTS' in os.environ)"
+    clone = f"clone -q --depth=1 {repository} {source} True"
+    assert on_colab(tmp_path, setup_cell.SETUP + look) == [clone, install, f"{source} False"]
+    source.mkdir()  # pip was cut off: the second time it is all that runs
+    assert on_colab(tmp_path, setup_cell.SETUP) == [install]
+
+
+def test_the_setup_cell_names_the_folder_for_unfinished_training_and_mounts_the_drive_it_is_on(tmp_path):
+    (tmp_path / "condiff").mkdir()
+    ask = "\nprint(os.environ.get('CONDIFF_CHECKPOINTS'))"
+    for folder, mounted in (("/content/drive/MyDrive/condiff", ["mount /content/drive"]), ("kept", [])):
+        named = setup_cell.SETUP.replace("KEEP = None", f"KEEP = {folder!r}")
+        assert named != setup_cell.SETUP
+        assert on_colab(tmp_path, named + ask)[1:] == [*mounted, folder]
 
 
 def test_the_setup_cell_installs_what_colab_lacks_and_nothing_else():
@@ -256,6 +286,64 @@ def test_measured_times_stand_under_the_badge_once_there_are_any():
     told = made(measured=measured).student.cells[0].source.split("\n\n")[2]
     assert told == "The solution runs in 2.5 minutes, quick run 31 seconds, measured on two cores."
     assert "measured" not in made().student.cells[0].source
+
+
+# --- handing in -------------------------------------------------------------------------------------------------------
+
+HEARD = """
+import json, os, sys, types
+heard = json.load(open("as-colab-has-it.json"))
+google, colab = types.ModuleType("google"), types.ModuleType("google.colab")
+google.colab, colab._message, colab.files = colab, types.SimpleNamespace(), types.SimpleNamespace()
+colab._message.blocking_request = lambda kind, request, timeout_sec: heard and {kind.removeprefix("get_"): heard}
+colab.files.download = lambda name: print("downloads", name)
+sys.modules |= {"google": google, "google.colab": colab}
+"""
+
+
+def handing_in(folder, before, **more):
+    words = [sys.executable, "-c", before + setup_cell.submit("07_mixing")]
+    environment = {name: text for name, text in os.environ.items() if name != "JPY_SESSION_NAME"} | more
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_students_hand_in_with_the_last_cell_which_is_no_part_of_the_grading():
+    last = made().student.cells[-1]
+    assert (last.id, last.metadata) == ("07-submit", {"tags": ["skip-grading"]})
+    assert last.source == setup_cell.submit("07_mixing")
+
+
+def test_on_colab_the_notebook_is_downloaded_as_it_stands_and_the_grader_reads_it(tmp_path):
+    """Colab gives sources as lists of lines, and notes of its own on every cell and on the notebook."""
+    stands = json.loads(build_tool.text_of(made().solution))
+    stands["cells"] += [json.loads(nbformat.writes(made().student))["cells"][-1]]
+    stands["metadata"] |= {
+        "accelerator": "GPU",
+        "colab": {"provenance": [], "gpuType": "T4", "name": "07_mixing.ipynb"},
+    }
+    stands["nbformat_minor"] = 0
+    for cell in stands["cells"]:
+        cell["metadata"] |= {"id": cell.pop("id"), "colab": {"base_uri": "https://localhost:8080/"}}
+        cell["source"] = "".join(cell["source"]).splitlines(keepends=True)
+    (tmp_path / "as-colab-has-it.json").write_text(json.dumps(stands))
+    assert handing_in(tmp_path, HEARD) == "downloads 07_mixing.ipynb"
+    read = intake.read_limited(tmp_path / "07_mixing.ipynb")
+    ours = [(cell.id, cell.source) for cell in made().solution.cells if cell.cell_type == "code"]
+    *before, last = read.cells
+    assert [(cell.id, cell.source) for cell in before] == ours
+    assert (last.id, last.tags, read.notes, read.lesson) == ("07-submit", ("skip-grading",), (), "07")
+
+
+def test_where_colab_does_not_answer_or_is_not_there_the_cell_says_which_file(tmp_path):
+    (tmp_path / "as-colab-has-it.json").write_text("null")
+    assert "File, Download, Download .ipynb" in handing_in(tmp_path, HEARD)
+    plain = "import os, sys\n"
+    assert handing_in(tmp_path, plain) == f"Hand in this file: {tmp_path / '07_mixing.ipynb'}"
+    mine = str(tmp_path / "my copy.ipynb")
+    assert handing_in(tmp_path, plain, JPY_SESSION_NAME=mine) == f"Hand in this file: {mine}"
+    assert [file.name for file in tmp_path.iterdir()] == ["as-colab-has-it.json"]
 
 
 # --- nbgrader's metadata ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Generator, nn
 from condiff_ref.files import CheckpointError, read_safetensors, write_safetensors
 from condiff_ref.mixture import archipelago
 from condiff_ref.schedules import cosine, flow
-from condiff_ref.train import TrainingDiverged, diffusion_loss, drop, fit, logit_normal, uniform, uses_bf16
+from condiff_ref.train import TrainingDiverged, diffusion_loss, drop, fit, keep, logit_normal, uniform, uses_bf16
 
 WORLD = archipelago()
 
@@ -223,6 +224,16 @@ def test_precision_is_one_of_three():
         uses_bf16("half", "cpu")
 
 
+def test_a_t4_runs_in_fp32_and_an_l4_in_bf16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)  # by emulation, slowly
+    for major, bf16 in ((7, False), (8, True)):
+        card = SimpleNamespace(major=major)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_, card=card: card)
+        assert uses_bf16("auto", "cuda") is bf16
+
+
 # --- resuming ------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +303,69 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         write_safetensors(path, {"x": torch.ones(3)}, {"age": "new"})
     assert read_safetensors(path)[1] == {"age": "old"}
+
+
+def test_a_run_is_kept_in_the_folder_that_is_named_and_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.delenv("CONDIFF_CHECKPOINTS", raising=False)
+    assert keep("05-points") is None
+    monkeypatch.setenv("CONDIFF_CHECKPOINTS", str(tmp_path / "drive"))
+    settings = dict(steps=18, batch_size=8, progress=False, checkpoint=keep("05-points"))
+    first = fit(Line(), _noisy, *data(), **settings)
+    again = fit(Line(), _stops_at(0), *data(), **settings)  # this loss would raise
+    assert torch.equal(again.network.weight, first.network.weight) and again.losses == first.losses
+    assert [file.parent.name for file in tmp_path.rglob("*") if file.is_file()] == ["drive"]
+
+
+def test_a_network_that_starts_elsewhere_is_another_run(tmp_path):
+    settings = dict(steps=9, batch_size=8, progress=False, checkpoint=tmp_path / "run.resume")
+    fit(Line(), _noisy, *data(), **settings)
+    other = Line()
+    other.weight.data += 1
+    with pytest.raises(ValueError, match="belongs to another run, with {'start': "):
+        fit(other, _noisy, *data(), **settings)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_goes_on_there(tmp_path):
+    def loss(network, images, labels, generator):
+        return (network.weight * images - labels[:, None, None, None]).square().mean()
+
+    settings = dict(batch_size=8, progress=False, device="cuda", checkpoint=tmp_path / "run.resume")
+    done = fit(Line(), loss, *data(), seconds=0.2, **settings)
+    state, about = read_safetensors(settings["checkpoint"])
+    write_safetensors(settings["checkpoint"], state, about | {"elapsed": 0.1})  # as if cut off half-way
+    assert fit(Line(), loss, *data(), seconds=0.2, **settings).steps > done.steps
+
+
+CELL = """
+from condiff_ref import data, recipes
+from condiff_ref.train import fit, keep
+
+recipe = recipes.find("digits-unet")
+images, labels = data.digits("train")
+done = fit(recipe.build(0), recipe.loss, images, labels, steps=30, checkpoint=keep("cell"), every=0, progress=False)
+print(sum(float(value.double().sum()) for value in done.network.parameters()), done.losses)
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_goes_on_after_its_kernel_is_killed(tmp_path):
+    def kernel(folder):
+        environment = os.environ | {"CONDIFF_CHECKPOINTS": str(tmp_path / folder)}
+        return subprocess.Popen([sys.executable, "-c", CELL], stdout=subprocess.PIPE, env=environment)
+
+    straight = kernel("straight").communicate()[0]
+    kept, step = tmp_path / "drive" / "cell.resume", 0
+    lost = kernel("drive")
+    while lost.poll() is None and step < 5:
+        time.sleep(0.002)
+        step = read_safetensors(kept)[1]["step"] if kept.exists() else 0
+    lost.kill()
+    lost.communicate()
+    assert 5 <= read_safetensors(kept)[1]["step"] < 30, "no run was caught alive"
+    resumed = kernel("drive")
+    assert resumed.communicate()[0] == straight != b""
+    assert resumed.returncode == 0
 
 
 def _train(out, *more):

@@ -9,6 +9,8 @@ Cells of the source:
     # %% tags=["solution-only"]   not for students (text or code)
     # %% tags=["shown"]           code for both, though a line of it is a line of an answer too
 
+Students get one cell more, the last, which hands in.
+
 In text and code alike, what stands between `### BEGIN SOLUTION` and `### END SOLUTION` is for the solution only. Lines
 `### STUDENT: guess = ...` directly after the first marker are what students get in its place.
 """
@@ -26,7 +28,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import stubs
-from setup_cell import SETUP, badge, minutes_line
+from setup_cell import SETUP, badge, minutes_line, submit
 
 BEGIN, END, STUDENT = "### BEGIN SOLUTION", "### END SOLUTION", "### STUDENT:"
 TEXT_ANSWER = "*Your answer here.*"
@@ -62,6 +64,7 @@ def build(text: str, stem: str, find: Callable, measured: dict | None = None) ->
     pieces, counts = [], Counter()
     for cell in cells:
         pieces += _pieces(stem, cell, find, counts)
+    pieces.append((None, _cell(f"{stem[:2]}-submit", "code", submit(stem), ["skip-grading"]), ""))
     _put_under_title(stem, pieces[0], measured)
     solution, student = (_notebook([piece[side] for piece in pieces if piece[side]]) for side in (0, 1))
     _refuse_broken_code(stem, student)
@@ -102,7 +105,7 @@ def _refuse_broken_code(stem: str, student: NotebookNode) -> None:
     for cell in student.cells:
         if cell.cell_type == "code":
             try:
-                _parsed(cell)
+                parsed(cell)
             except SyntaxError as error:
                 told = f"{error.msg}, line {error.lineno}"
                 raise LessonError(f"{stem}: cell {cell.id} is not valid Python for students ({told})") from error
@@ -113,8 +116,8 @@ def _refuse_missing_names(stem: str, solution: NotebookNode) -> None:
     bound = set(dir(builtins))
     for cell in solution.cells:
         if cell.cell_type == "code":
-            tree = _parsed(cell)
-            bound |= _bound(tree)
+            tree = parsed(cell)
+            bound |= bound_names(tree)
             used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             if cell.id.endswith("-answer") and used - bound:
                 missing = ", ".join(sorted(used - bound))
@@ -122,12 +125,12 @@ def _refuse_missing_names(stem: str, solution: NotebookNode) -> None:
                 raise LessonError(f"{stem}: exercise {name}: its answer uses {missing}; import that in a cell above")
 
 
-def _parsed(cell: NotebookNode) -> ast.Module:
+def parsed(cell: NotebookNode) -> ast.Module:
     """Jupyter's magics are not Python's business."""
     return ast.parse(re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", cell.source))
 
 
-def _bound(tree: ast.Module) -> set[str]:
+def bound_names(tree: ast.Module) -> set[str]:
     """Every name that the code defines, imports, assigns or takes as an argument."""
     names = set()
     for node in ast.walk(tree):
@@ -246,7 +249,7 @@ def _tags(cell: NotebookNode) -> list[str]:
 
 def _may_tell(cell: NotebookNode) -> bool:
     """Text may quote a line of an answer; code may do so in what is generated, and where the author says so."""
-    return cell.cell_type == "markdown" or cell.id.endswith(("-answer", "-setup")) or "shown" in _tags(cell)
+    return cell.cell_type == "markdown" or cell.id.endswith(("-answer", "-setup", "-submit")) or "shown" in _tags(cell)
 
 
 def _put_under_title(stem: str, piece: Piece, measured: dict | None) -> None:

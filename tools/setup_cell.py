@@ -1,4 +1,5 @@
-"""What is the same in every notebook: the set-up cell, and the badge with the measured minutes under the title."""
+"""What is the same in every notebook: the badge with the measured minutes under the title, the set-up cell, and for
+students the cell that hands in."""
 
 import tomllib
 from pathlib import Path
@@ -18,9 +19,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-if "google.colab" in sys.modules and importlib.util.find_spec("condiff_ref") is None:
-    packages = ["git+{REPOSITORY}", {", ".join(f'"{name}"' for name in NOT_ON_COLAB)}]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *packages], check=True)
+KEEP = None  # a folder for unfinished training, such as "/content/drive/MyDrive/condiff": the same cell goes on there
+
+if "google.colab" in sys.modules:
+    if importlib.util.find_spec("condiff_ref") is None:
+        source = os.path.abspath("condiff")  # the repository: the trained networks come with it
+        if not os.path.exists(source):
+            subprocess.run(["git", "clone", "-q", "--depth=1", "{REPOSITORY}", source], check=True)
+        packages = ["-e", source, {", ".join(f'"{name}"' for name in NOT_ON_COLAB)}]
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *packages], check=True)
+        sys.path.append(source)  # after a restart of the kernel it is found without this
+    if KEEP and KEEP.startswith("/content/drive"):
+        from google.colab import drive
+
+        drive.mount("/content/drive")
+if KEEP:
+    os.environ["CONDIFF_CHECKPOINTS"] = KEEP
 
 import matplotlib.pyplot as plt
 import torch
@@ -31,6 +45,28 @@ from condiff_check import check, reveal
 
 SMOKE = os.environ.get("CONDIFF_BUDGET") == "smoke"  # the quick run of the tests: fewer steps, the same cells
 device = "cuda" if torch.cuda.is_available() else "cpu"'''
+
+SUBMIT = """\
+# To hand in: run this cell. On Colab it downloads the notebook as it stands; elsewhere save first.
+import json
+from pathlib import Path
+
+if "google.colab" in sys.modules:
+    from google.colab import _message, files
+
+    answer = _message.blocking_request("get_ipynb", request="", timeout_sec=120)
+    if answer:
+        Path("{stem}.ipynb").write_text(json.dumps(answer["ipynb"]), encoding="utf-8")
+        files.download("{stem}.ipynb")
+    else:
+        print("Colab did not answer: choose File, Download, Download .ipynb, and hand in that file.")
+else:
+    print("Hand in this file:", os.path.abspath(os.environ.get("JPY_SESSION_NAME", "{stem}.ipynb")))"""
+
+
+def submit(stem: str) -> str:
+    """The last cell of that lesson's student notebook."""
+    return SUBMIT.format(stem=stem)
 
 
 def badge(stem: str) -> str:

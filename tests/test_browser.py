@@ -1,0 +1,214 @@
+"""Every interactive figure in JupyterLab, in a real browser: keys and mouse move the slider, and the picture follows.
+
+Each lesson's solution is cut down to its slider and the cells that this needs. Screenshots go to outputs/browser, and
+benchmarks/browser.py measures the times from an event to the new picture.
+"""
+
+import ast
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import chromium
+from condiff_check.registry import find
+from lesson import bound_names, build, parsed
+
+ROOT = Path(__file__).resolve().parents[1]
+SHOTS = ROOT / "outputs" / "browser"
+WIDGET_CELL = "slider("
+LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("*.py") if f"\n{WIDGET_CELL}" in path.read_text("utf-8"))
+
+pytestmark = [
+    pytest.mark.skipif(chromium.CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.timeout(900),
+]
+
+
+def is_slider(cell) -> bool:
+    return cell.cell_type == "code" and any(line.startswith(WIDGET_CELL) for line in cell.source.splitlines())
+
+
+def only_the_slider(lesson: str):
+    """The lesson's solution up to its slider, with only those cells that bind a name which is in use further down."""
+    notebook = build((ROOT / f"lessons/{lesson}.py").read_text("utf-8"), lesson, find).solution
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and not cell.id.endswith("-check")]
+    last = next(i for i, cell in enumerate(code) if is_slider(cell))
+    kept, needed = [], set()
+    for i in range(last, -1, -1):
+        tree = parsed(code[i])
+        filled = {
+            node.value.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name)
+        }
+        if i == last or code[i].id.endswith("-setup") or needed & (bound_names(tree) | filled):
+            kept.append(code[i])
+            needed |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    cells = [nbformat.v4.new_code_cell(cell.source, id=cell.id) for cell in reversed(kept)]
+    return nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
+
+
+def test_lessons_00_to_09_have_one_slider_each():
+    assert [lesson[:2] for lesson in LESSONS][:10] == [f"{n:02}" for n in range(10)]
+    for lesson in LESSONS:
+        text = (ROOT / f"lessons/{lesson}.py").read_text("utf-8")
+        assert text.count(f"\n{WIDGET_CELL}") == 1, lesson
+
+
+class Lab:
+    """JupyterLab on a folder of its own, and a browser."""
+
+    def __init__(self, folder: Path):
+        self.folder, token = folder / "notebooks", secrets.token_hex(8)
+        self.folder.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = os.environ | {"CONDIFF_BUDGET": "smoke"}
+        environment |= {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "RUNTIME", "DATA")}
+        environment |= {f"JUPYTERLAB_{name}_DIR": str(folder / name) for name in ("SETTINGS", "WORKSPACES")}
+        for name in ("MPLBACKEND", "CONDIFF_STATIC"):
+            environment.pop(name, None)
+        settings = {
+            "notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of view are there too
+            "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+        }
+        for name, text in settings.items():
+            file = folder / f"SETTINGS/@jupyterlab/{name}.jupyterlab-settings"
+            file.parent.mkdir(parents=True)
+            file.write_text(text)
+        words = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+        words += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.news_url="]
+        words += [f"--ServerApp.root_dir={self.folder}", "--LabApp.expose_app_in_browser=True"]
+        words += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+        self.log = (folder / "lab.log").open("wb")
+        self.server = subprocess.Popen([sys.executable, *words], env=environment, stdout=self.log, stderr=self.log)
+        self.address = f"http://127.0.0.1:{port}/{{}}?token={token}&reset"
+        chromium.until(lambda: urllib.request.urlopen(self.address.format("api")), "JupyterLab does not start")
+        self.page = chromium.Chromium(folder / "profile")
+
+    def run(self, notebook, name: str) -> None:
+        """Open the notebook, run its cells, wait for the slider's picture."""
+        nbformat.write(notebook, self.folder / f"{name}.ipynb")
+        self.page.open(self.address.format(f"doc/tree/{name}.ipynb"))
+        self.page.wait(f"{PANEL}?.sessionContext?.session?.kernel?.status === 'idle'")
+        self.page.wait("document.querySelectorAll('.jp-CodeCell').length > 1")
+        self.page.ask(f"window.jupyterapp.shell.activateById({PANEL}.id)")
+        self.page.wait(f"window.jupyterapp.shell.currentWidget === {PANEL}")
+        self.page.ask("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        self.page.wait(f"!!document.querySelector('{PICTURE}')")
+        self.page.wait(
+            f"!{STARS}"
+        )  # all pictures are drawn; the kernel calls itself idle earlier, for the widget's sake
+        self.page.ask(WATCH)
+
+    def by_key(self, name: str) -> tuple[dict, float]:
+        return self.after(lambda: self.page.key(name))
+
+    def place(self) -> float:
+        """Where the handle is: 0 at the left end of its track, 1 at the right."""
+        at = self.page.ask(HANDLE)
+        return (at["x"] - at["left"]) / at["width"]
+
+    def by_mouse(self, share: float) -> tuple[dict, float]:
+        """Drag the handle to that share of its track."""
+        at = self.page.ask(HANDLE)
+        return self.after(lambda: self.page.drag((at["x"], at["y"]), (at["left"] + share * at["width"], at["y"])))
+
+    def leave(self) -> None:
+        """End the notebook's kernel: ten of them would not fit into a small memory."""
+        self.page.ask(f"{PANEL}.sessionContext.shutdown().then(() => true)")
+
+    def shown(self) -> dict:
+        return self.page.ask(
+            f"(() => {{const e = document.querySelector('{PICTURE}'); return {{alt: e.alt, src: e.src, width: e.width,"
+            " natural: e.naturalWidth, readout: document.querySelector('.widget-readout').innerText}})()"
+        )
+
+    def after(self, act) -> tuple[dict, float]:
+        """What is shown once the act has changed the picture, and the milliseconds from its event to that."""
+        before = self.shown()["src"]
+        self.page.ask("window.drawn = null")
+        act()
+        milliseconds = self.page.wait("window.drawn", 60)
+        found = self.shown()
+        assert found["src"] != before
+        return found, milliseconds
+
+    def close(self) -> None:
+        self.page.close()
+        self.server.terminate()
+        self.server.wait(30)
+        self.log.close()
+
+
+PANEL = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])][0]"
+PICTURE = ".jp-OutputArea .jupyter-widgets figure img"
+STARS = "[...document.querySelectorAll('.jp-InputArea-prompt')].some(prompt => prompt.innerText.includes('*'))"
+# From the last key or button to the new picture, decoded: both times are taken in the page.
+WATCH = f"""(() => {{
+    let begun = 0, last = document.querySelector("{PICTURE}").src;
+    for (const kind of ["keydown", "mouseup", "pointerup"])
+        document.addEventListener(kind, () => {{ begun = performance.now(); }}, true);
+    new MutationObserver(async () => {{
+        const from = begun, picture = document.querySelector("{PICTURE}");
+        if (!picture || picture.src === last) return;  // the slider's own number
+        last = picture.src;
+        await picture.decode();
+        window.drawn = window.drawn || performance.now() - from;
+    }}).observe(document.querySelector("{PICTURE}").closest(".widget-vbox"), {{childList: true, subtree: true}});
+    document.querySelector("{PICTURE}").scrollIntoView({{block: "center"}});
+}})()"""
+HANDLE = """(() => {
+    const [handle, track] = [".noUi-handle", ".noUi-base"].map(e => document.querySelector(e).getBoundingClientRect());
+    return {x: handle.x + handle.width / 2, y: handle.y + handle.height / 2, left: track.left, width: track.width};
+})()"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.close()
+
+
+@pytest.mark.parametrize(
+    "lesson", [pytest.param(one, marks=[] if one == "08_dit" else pytest.mark.slow) for one in LESSONS]
+)
+def test_keys_and_mouse_move_the_slider_and_the_picture_follows(lesson, lab):
+    page = lab.page
+    lab.run(only_the_slider(lesson), lesson)
+    first = lab.shown()
+    assert len(first["alt"].split()) > 5
+    assert first["width"] == first["natural"], "shrunk at the width of a laptop"
+
+    assert page.ask("document.querySelector('.noUi-handle').tabIndex") == 0
+    page.ask("document.querySelector('.noUi-handle').focus()")
+    left, by_key = lab.by_key("ArrowLeft")
+    right, by_key_back = lab.by_key("ArrowRight")
+    assert right == first
+    assert left["readout"] != first["readout"]
+    assert left["alt"] != first["alt"]
+
+    place = lab.place()
+    end, by_mouse = lab.by_mouse(0 if place > 0.5 else 1)
+    assert len({left["src"], right["src"], end["src"]}) == 3
+    back, by_mouse_back = lab.by_mouse(place)
+    assert back == first
+    best = min(by_key, by_key_back, by_mouse, by_mouse_back)  # this machine may be busy: benchmarks/browser.md has more
+    assert best < 100
+
+    for theme in ("Dark", "Light"):
+        page.ask(f"void window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+        page.wait(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+        page.wait("document.querySelector('.jp-SplashScreen, #jupyterlab-splash') === null")
+        page.picture(SHOTS / f"{lesson}-{theme.lower()}.png")
+    lab.leave()
+    assert page.errors == []
