@@ -14,7 +14,7 @@ BUILD := $(TORCH) $(CURDIR)
 
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help setup demo lab test test-all lint lessons notebooks grade-example cards kill-matrix bench lock FORCE
+.PHONY: help setup demo lab test test-all lint lessons notebooks pages site grade-example cards kill-matrix bench lock FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,12 @@ lessons: $(STAMP) ## run the solutions of all lessons, quickly; with TIER=full a
 notebooks: $(STAMP) ## write notebooks and solutions from lessons/; ARGS=--execute runs the solutions that changed
 	@$(BIN)/python tools/build.py $(ARGS)
 
+pages: $(STAMP) ## write docs/coverage.md and docs/errata.md from docs/coverage.yaml and the notebooks
+	@$(BIN)/python tools/sources.py $(ARGS)
+
+site: $(VENV)/.site ## build the web site, for learners and for instructors: outputs/site
+	@$(BIN)/python site/book.py $(ARGS)
+
 grade-example: $(STAMP) ## write 12 submissions, grade them, and compare with what is known of them: outputs/grade-example
 	@$(BIN)/python tools/example_class.py $(EXAMPLE) --lesson 01 --students 12
 	@$(BIN)/condiff-grade $(EXAMPLE)/submissions -o $(EXAMPLE)/results --rubric $(EXAMPLE)/rubric.yaml $(ARGS) \
@@ -71,5 +77,9 @@ lock: ## pin what pyproject.toml newly asks for; delete a line of constraints.tx
 ifneq "$(BUILD)" "$(BUILT)"
 $(STAMP): FORCE
 endif
+$(VENV)/.site: $(STAMP)
+	@echo "Installing what builds the site: 0.1 GB, a minute."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[site]'
+	@touch $@
 $(STAMP): pyproject.toml constraints.txt
 	@bash tools/setup.sh "$(VENV)" "$(BUILD)"

@@ -28,8 +28,9 @@ def requirements(*lists):
 
 CORE = requirements(PROJECT["dependencies"])
 EXTRAS = PROJECT["optional-dependencies"]
-DIRECT = requirements(PROJECT["dependencies"], *(EXTRAS[name] for name in EXTRAS if name != "bench"))
-ALL = DIRECT | requirements(EXTRAS["bench"])  # pinned too, but who runs that benchmark installs it
+ASIDE = ("bench", "site")  # what only a benchmark or `make site` needs, and installs
+DIRECT = requirements(PROJECT["dependencies"], *(EXTRAS[name] for name in EXTRAS if name not in ASIDE))
+ALL = DIRECT | requirements(*(EXTRAS[name] for name in ASIDE))
 
 
 def lines(name):
@@ -151,7 +152,7 @@ case "$*" in
 *"-m venv"*) for folder; do :; done; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python" ;;
 *"-m pip index"*) echo "Available versions: $STUB_OFFERS" ;;
 *"-m pip install"*) echo "$*" >>"$STUB_ASKED"; exit "${{STUB_FAILS:-0}}" ;;
-*"-m pytest"*) ;;
+*"-m pytest"* | site/book.py*) ;;
 "- "*) cat >"$STUB_ASKED.check" ;;
 *) exec "{sys.executable}" "$@" ;;
 esac
@@ -232,6 +233,16 @@ def test_other_targets_make_the_environment_and_keep_its_build(machine):
     assert machine.installs() == []
     machine.make("setup")
     assert machine.installs() == DEFAULT
+
+
+def test_make_site_installs_what_it_needs_beside_the_rest_once(machine):
+    extra = "-q --disable-pip-version-check -c constraints.txt -e .[site]"
+    machine.make("setup", "TORCH=cpu")
+    assert machine.installs() == SMALL
+    code, told = machine.make("site")
+    assert (code, machine.installs()) == (0, [extra]), told
+    machine.make("site")
+    assert machine.installs() == []
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
