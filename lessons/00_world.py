@@ -195,6 +195,11 @@ print("p(y | x):   ", [round(float(world.class_log_prob(point, half, path, y).ex
 here = torch.tensor([[0.3, 0.7]], dtype=torch.float64)  # change me
 
 
+def chances(t):
+    time = torch.tensor([t], dtype=torch.float64)
+    return [float(world.class_log_prob(here, time, path, y).exp()) for y in range(3)]
+
+
 def look(t):
     time = torch.tensor([t], dtype=torch.float64)
     mean, cov = world.posterior_mean(here, time, path)[0], world.posterior_cov(here, time, path)[0]
@@ -213,14 +218,14 @@ def look(t):
         "", (here[0] + tip).tolist(), here[0].tolist(), arrowprops=dict(arrowstyle="->", color=COLOURS["guided"])
     )
     left.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
-    probs = [float(world.class_log_prob(here, time, path, y).exp()) for y in range(3)]
-    right.bar(["0", "1", "2"], probs, color=COLOURS["conditional"])
+    right.bar(["0", "1", "2"], chances(t), color=COLOURS["conditional"])
     right.set(ylim=(0, 1), xlabel="class", title="p(class | here)")
     return figure
 
 
 def describe(t):
-    return f"At t = {t:g}: the score at this point, the posterior of the clean point, and the class probabilities."
+    told = ", ".join(f"{p:.2f}" for p in chances(t))
+    return f"At t = {t:g}: the score here, where the clean point may lie, and classes 0, 1, 2 with chances {told}."
 
 
 slider(look, [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], "noise t", describe, start=3)

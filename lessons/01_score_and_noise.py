@@ -24,7 +24,7 @@
 import sympy
 
 from condiff_ref.metrics import energy_distance
-from condiff_ref.mixture import archipelago
+from condiff_ref.mixture import archipelago, line2
 from condiff_ref.schedules import discrete
 from condiff_ref.shapes import pad
 from condiff_ref.viz import COLOURS
@@ -320,6 +320,18 @@ for v, ab_ in ((1.0, 0.5), (0.25, 0.75)):
     posterior_variance = 1 / (1 / v + ab_ / (1 - ab_))  # precisions add
     by_posterior = ab_ / (1 - ab_) ** 2 * posterior_variance
     print(f"v = {v}, abar = {ab_}: by Fisher information {by_fisher:.9f}, by posterior variance {by_posterior:.9f}")
+
+# %% [markdown]
+# A third case needs an integral (here a sum over a fine grid): two islands, $\mathcal N(-1,\tfrac14)$ and $\mathcal N(1,\tfrac14)$, equally likely, at $\bar\alpha=\tfrac12$.
+
+# %% tags=["nbval-check-output"]
+two, level = line2(1.0, 0.25), discrete(torch.tensor([1.0, 0.5]))  # a table of one step
+fine = torch.linspace(-8, 8, 4001)[:, None]
+ones = torch.ones(len(fine))
+mass = two.log_prob(fine, ones, level).exp() * 16 / 4000
+by_fisher = 1 / 0.5 - float((mass * two.score(fine, ones, level)[:, 0] ** 2).sum())
+by_posterior = 0.5 / 0.5**2 * float((mass * two.posterior_cov(fine, ones, level)[:, 0, 0]).sum())
+print(f"two islands: by Fisher information {by_fisher:.9f}, by posterior variance {by_posterior:.9f}")
 
 # %% [markdown]
 # ### "The factor $1/(1-\bar\alpha_t)$ is just a constant": is it?

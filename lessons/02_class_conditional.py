@@ -40,7 +40,7 @@ def rng(seed=0):
 #
 # $$\mathcal L=\mathbb E_{(x_0,y),\,t,\,\epsilon}\big\|\epsilon-\epsilon_\theta(x_t,t,y)\big\|^2 .\tag{1}$$
 #
-# By the same argument as in lesson 01 its minimiser is $\mathbb E[\epsilon\mid x_t,y]$, so the network now knows the score of $p_t(x\mid y)$. That is all: *no other change*, neither in the forward process nor in the sampler. ($t$ is drawn from the integers $1..T$; some texts write Uniform$(1,T)$ and mean that.)
+# By the same argument as in lesson 01 its minimiser is $\mathbb E[\epsilon\mid x_t,y]$, so the network now knows the score of $p_t(x\mid y)$. That is all: *no other change*, neither in the forward process nor in the sampler. ($t$ is drawn from the integers $1..T$; some texts write Uniform$(1,T)$ and mean that; some hand the network an embedding that holds $t$ already, and $t$ once more beside it, which is harmless: once is enough.)
 #
 
 # %% [markdown]
@@ -57,7 +57,7 @@ def rng(seed=0):
 # %% [markdown]
 # ## 2. How time and class enter the network
 #
-# A picture in, a picture out: an MLP on all pixels would not know that neighbours belong together. Two families do, U-Nets (here) and transformers (lesson 08). The network is a **U-Net**. It looks at the *noisy image* (some slides say: at the noise), halves the resolution, works where each pixel has seen most of the picture, and doubles it again; as the resolution halves, the channels double. *Skip connections* hand the fine detail of each level across, by concatenation; they also keep the path short for gradients. It was invented in 2015 to outline cells in microscope pictures; for diffusion one pads so that sizes halve cleanly (MNIST's 28 to 32), and adds attention at low resolution (16x16 in DDPM, 32, 16 and 8 in its successors).
+# A picture in, a picture out: an MLP on all pixels would not know that neighbours belong together. Two families do, U-Nets (here) and transformers (lesson 08). The network is a **U-Net**. It looks at the *noisy image* (some slides say: at the noise), halves the resolution, works where each pixel has seen most of the picture, and doubles it again; as the resolution halves, the channels double. *Skip connections* hand the fine detail of each level across, by concatenation; they also keep the path short for gradients. It was invented in 2015 to outline cells in microscope pictures, with convolutions that do not pad: 572 pixels in, 388 out. For diffusion one pads so that sizes halve cleanly (MNIST's 28 to 32), and adds attention at low resolution (16x16 in DDPM, 32, 16 and 8 in its successors).
 #
 # A condition can enter at four places:
 #
@@ -109,7 +109,21 @@ reveal(guess_cosine, round(float(unscaled), 2), close=0.02)
 # %% exercise="02.2"
 
 # %% [markdown]
-# Now put it together: a U-Net for 8x8 pictures around *your* `time_embedding` and `film`. Read it once; it has every kind of part that the large ones have.
+# Now put it together: a U-Net for 8x8 pictures around *your* `time_embedding` and `film`. Read it once; it has every kind of part that the large ones have: an encoder, a middle (on some slides a "midcoder") and a decoder, all of residual blocks.
+#
+# ```
+#              encoder                       middle                decoder
+#
+# 8x8  x_t - stem - down1 -- high: 16 channels, handed across --------------- up1 - head - eps
+#                     |                                                        |
+#                   halve                                                   enlarge
+#                     |                                                        |
+# 4x4               down2 -- low: 32 channels, handed across ------- up2 ------+
+#                     |                                               |
+#                     +------------- attention - middle --------------+
+#
+# t, y - one embedding - a scale and a shift (your film) in each of the five blocks
+# ```
 
 
 # %%
@@ -250,7 +264,8 @@ def draw_label(label):
 
 
 def describe(label):
-    return f"Eight samples of the digit {int(label)}, each begun from the same noise as for the other labels."
+    asked = "any digit (label 10, none)" if label == 10 else f"the digit {int(label)}"
+    return f"Eight samples of {asked}, each begun from the same noise as for the other labels."
 
 
 slider(draw_label, list(range(11)), "label", describe, start=3)

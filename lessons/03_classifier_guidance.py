@@ -95,6 +95,39 @@ cond = world.score(x[None], torch.ones(1), discrete(table), label=0)[0]
 print("at s = 1 the guided score is the conditional score:", torch.allclose(-guided / half, cond))
 
 # %% [markdown]
+# **The same as a picture**, at four points. **Predict:** A lies on the shore of class 0's lonely island, B between it and class 2, C on class 1's upper island, D on one of class 2. For class 0, where is the classifier's arrow the shortest, and where the longest?
+
+# %%
+guess_shortest, guess_longest = ..., ...
+
+# %%
+at_300, here = torch.full((4,), 300.0), torch.tensor([[-1.7, 1.6], [-1.9, -0.5], [0.4, 2.0], [2.0, -1.5]])
+score_u, score_c = (world.score(here, at_300, path, label=c) for c in (None, 0))
+cloud = abar[300].sqrt() * world.sample(600, rng(5))[0]
+cloud = cloud + (1 - abar[300]).sqrt() * torch.randn(600, 2, generator=rng(6))
+fig, ax = plt.subplots(figsize=(5, 4.6), layout="constrained")
+ax.scatter(*cloud.T, s=2, color=COLOURS["noise"])
+for tail, arrow, role, label in (
+    (here, score_u, "unconditional", "score of $p(x_t)$"),
+    (here + 0.4 * score_u, score_c - score_u, "guided", "gradient of $\\log p(y|x_t)$"),
+    (here, score_c, "conditional", "their sum: score of $p(x_t|y)$"),
+):
+    how = dict(angles="xy", scale_units="xy", scale=1, width=0.007, label=label)
+    ax.quiver(*tail.T, *(0.4 * arrow).T, color=COLOURS[role], **how)
+for spot, at in zip("ABCD", here.tolist()):
+    ax.annotate(spot, at, (-10, -9), textcoords="offset points")
+ax.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), title="t = 300, class 0: two arrows and their sum", aspect="equal")
+ax.legend(fontsize=7, loc="lower center")
+plt.show()
+lengths = dict(zip("ABCD", (score_c - score_u).norm(dim=1).tolist()))
+print("the classifier's arrow:", {spot: round(length, 2) for spot, length in lengths.items()})
+reveal(guess_shortest, min(lengths, key=lengths.get))
+reveal(guess_longest, max(lengths, key=lengths.get))
+
+# %% [markdown]
+# *At each point the model pulls towards data, the classifier towards class 0 (its arrow begins at the tip of the first), and their sum is the score of class 0. Where it is clear that this is class 0, as at A, the classifier has next to nothing to add.*
+
+# %% [markdown]
 # ## 2. A classifier that knows noise
 #
 # Which loss has the posterior of the noised pair as its minimiser? Cross-entropy on noised pictures: for any classifier $p_\phi$,
@@ -788,7 +821,7 @@ plt.show()
 # |---|---|---|---|
 # | FID | 26.21 | **33.03** | 12.00 |
 #
-# At scale 1 their classifier gave the samples about 50 % probability, so they turned it up. (Their well-known corgis show scale 1.0 and 10.0; slides that label them 1 and 3 probably mixed them up with GLIDE's panda.)
+# At scale 1 their classifier gave the samples about 50 % probability, so they turned it up. (Their well-known corgis show scale 1.0 and 10.0; slides that label them 1 and 3 probably mixed them up with GLIDE's panda, shown unguided and at 3.0.)
 #
 # A classifier may also guide a network that is already conditional; then their scale 1 aims at $p(x\mid y)\,p(y\mid x)$, which by (1) is $s=2$ in our letters. Their best ImageNet models do that: at 256x256 FID 4.59 at scale 1 with 250 steps, 5.44 at scale 2.5 with 25 DDIM steps; 3.85 at 512x512 with upsampling; their figures sweep 0.0 to 5.5. Their code's scales for 128, 256 and 512 pixels are 0.5, 1 and 4: $s=1.5$, 2 and 5 in our letters.
 #
@@ -834,6 +867,27 @@ reveal(guess_k, round(inputs_only / forward), close=0)
 # A backward pass to the input costs about one more forward pass, so $1+2c$; a `.backward()` that also fills the weights' gradients, which nobody needs, $1+3c$. Classifier-free guidance (lesson 04) runs the large network twice: 2. With $c=0.2$ that is 1.4 against 2, so "classifier guidance is slow" and "needs two large networks" are wrong as general statements: small classifiers suffice (Ho & Salimans 2022 name the sampling speed as a *disadvantage* of their own method). What it does cost: a second training run, on noised pictures, for each kind of condition; a fixed set of labels; and a gradient that can be fooled, as gradients of classifiers can.
 #
 # "For text there is no classifier $p(y\mid x)$", says a lecture. There is: a model that scores how well text and picture match, trained on noised pictures. GLIDE (Nichol et al. 2022) guides with the gradient of a noised CLIP's score, and compares it with classifier-free guidance (which people preferred). Any differentiable $\log p(y\mid x_t)$ will do: a label, a caption, a measurement, a segmentation.
+#
+# **Wire it.** Text-to-image by classifier guidance alone, with no label and no caption inside the diffusion model. Two models are trained. Fill in, with words from this list: *picture, noisy picture, time, text, noise, score of the match*. Inputs in this order, joined by commas.
+
+# %%
+guess_diffusion_in, guess_diffusion_out = ..., ...
+guess_matcher_in, guess_matcher_out, guess_differentiate_by = ..., ..., ...
+
+# %%
+wiring = {
+    "the diffusion model takes": (guess_diffusion_in, "noisy picture, time"),
+    "and answers with": (guess_diffusion_out, "noise"),
+    "the matching model takes": (guess_matcher_in, "noisy picture, time, text"),
+    "and answers with the": (guess_matcher_out, "score of the match"),
+    "whose gradient is taken by the": (guess_differentiate_by, "noisy picture"),
+}
+for part, (guess, answer) in wiring.items():
+    print(part, end=": ")
+    reveal(guess, answer)
+
+# %% [markdown]
+# No text reaches the diffusion model, and the matching model is trained on pictures noised by the same schedule: a score of clean pictures is section 6's clean classifier once more.
 #
 # ## 10. Write the test
 #

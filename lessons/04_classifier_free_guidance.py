@@ -95,7 +95,7 @@ noise = torch.randn(n, 2, generator=rng(1), dtype=torch.float64)
 #
 # $$\tilde\epsilon=\epsilon_u+s\,(\epsilon_c-\epsilon_u).\tag{2}$$
 #
-# This is classifier-free guidance, **CFG** (Ho & Salimans 2022). Some slides write "$\nabla\log p(y\mid x)\propto\epsilon_c-\epsilon_u$" and *add* the gradient: two signs that cancel. (1) is an equality; its factor $-1/\sigma$ is negative and changes with $t$ ($-1.414$ at $\bar\alpha=\tfrac12$).
+# This is classifier-free guidance, **CFG** (Ho & Salimans 2022). Between 0 and 1 it interpolates between the two predictions, beyond 1 it extrapolates (some notes say "extrapolation between"). Some slides write "$\nabla\log p(y\mid x)\propto\epsilon_c-\epsilon_u$" and *add* the gradient: two signs that cancel. (1) is an equality; its factor $-1/\sigma$ is negative and changes with $t$ ($-1.414$ at $\bar\alpha=\tfrac12$).
 
 # %% exercise="04.1"
 
@@ -121,7 +121,12 @@ print("classifier guidance = CFG, to 1e-12:", worst < 1e-12)
 # So CFG is guidance by a perfect noise-aware classifier, *if* both predictions are perfect; in practice their errors differ.
 #
 # **What tempering means.** $s\,\nabla\log p(y\mid x)=\nabla\log p(y\mid x)^s$: the likelihood is raised to the power $s$, so its *energy* $-\log p(y\mid x)$ is multiplied by $s$ (some slides raise the energy itself). At $p(y\mid x)=.5$ the energy is 0.693; at $s=2$ it is 1.386, not $0.693^2=0.480$. The prior keeps its power 1. And the likelihood is, up to a constant, the model's own $p(x\mid y)/p(x)$: no separate model such as CLIP is involved.
-#
+
+# %% tags=["nbval-check-output"]
+p = 0.5
+print(f"energy {-math.log(p):.6f}, of p^2 {-math.log(p**2):.6f}; the energy squared {math.log(p) ** 2:.6f}")
+
+# %% [markdown]
 # ## 2. One network, two answers
 #
 # Training is lesson 02: DDPM's loss, with $y$ replaced by null with probability $p_\text{uncond}$, one coin per example. Sampling asks twice per step, usually as *one batch of 2B* instead of two of B.
@@ -215,7 +220,40 @@ for p in (0.0, 0.1, 1.0):
 reveal(guess_never, "s=3" if shares[0.0, 3.0] < shares[0.0, 1.0] - 0.1 else "neither")
 
 # %% [markdown]
-# (The quick run trains too briefly to show it.) At $p_\text{uncond}=0$ the null embedding is still the random vector it began as: $s=1$ gives it the weight 0, $s=3$ extrapolates away from nonsense. At $p_\text{uncond}=1$ the labels were never seen, and both scales fail. Now three networks for digits:
+# (The quick run trains too briefly to show it.) At $p_\text{uncond}=0$ the null embedding is still the random vector it began as: $s=1$ gives it the weight 0, $s=3$ extrapolates away from nonsense. At $p_\text{uncond}=1$ the labels were never seen, and both scales fail.
+#
+# **Choose $p_\text{uncond}$ yourself**, for $s=3$, and validate the choice: how far are the guided samples of a network trained with it from those of the exact predictions, guided alike? **Predict** which of 0, 0.1, 0.3 and 0.9 comes nearest. (Whatever is at most three times as far as the best counts as right: one training run for each says no more.)
+
+# %%
+guess_share = ...
+
+
+# %% tags=["nbval-ignore-output", "skip-grading"]
+def exactly(x, t):
+    return cfg(ask(x, t, CLASS), ask(x, t), 3.0)
+
+
+def but_for_the_first_step(field):
+    return lambda x, t: exactly(x.double(), t).float() if t == T - 1 else field(x, t)
+
+
+fresh, few = torch.randn(1000, 2, generator=rng(21), dtype=torch.float64), 10 if SMOKE else 40
+aim, again = (travel(exactly, z, few) for z in (noise[:1000], fresh))
+curve = {}
+for p in (0.0, 0.1, 0.3, 0.9):
+    field = by_net(train(p, 40 if SMOKE else 1200, seed=1), 3.0)
+    whole, curve[p] = (
+        energy_distance(travel(f, fresh.float(), few).double(), aim) for f in (field, but_for_the_first_step(field))
+    )
+    print(f"p_uncond = {p:g}: distance {curve[p]:.3f}; with the first step by the network, too, {whole:.1f}")
+print(f"two runs of the exact predictions: {energy_distance(again, aim):.3f}")
+nearest = min(curve, key=curve.get)
+reveal(guess_share, guess_share if curve.get(guess_share, math.inf) < 3 * curve[nearest] else nearest)
+
+# %% [markdown]
+# At 0 the null prediction is nonsense, at 0.9 the conditional one has seen a tenth of the training; in between there is little to choose (the full run: 3.5, 0.07, 0.03 and 0.22; with two other seeds 0.1 and 0.3 are at 0.04 and 0.02, 0.06 and 0.06). The first step is exact for all, because at $t=999$ of this table the error of $\hat x_0$ is that of $\epsilon$ divided by $a=0.0016$, which drowns the rest: the last column.
+#
+# Now three networks for digits:
 
 # %% tags=["nbval-ignore-output", "skip-grading"]
 table = torch.cat([torch.ones(1), (1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64)).cumprod(0).float()])
@@ -513,7 +551,10 @@ print(f"N(-1, 1/4) and N(1, 1/4), s = 3, at x = 0.3: CFG follows {float(follows)
 print(f"the noised tilt's score is {float(pair.tilted(1, 3.0).score(x, half, path)):.6f}")
 
 # %% [markdown]
-# **And $s\to\infty$?** (You may skip this.) Slides say: "it becomes the argmax of $p(y\mid x)$, a point mass; diversity falls all the way." For the *tilt* only this holds: $\mathbb E\log p(y\mid x)$ never falls (its derivative is a variance). A flat top of $p(y\mid x)$ is kept whole; where the supremum is not attained the mode can run off to infinity; and the entropy may rise on the way.
+# **And $s\to\infty$?** (You may skip this.) Slides say: "it becomes the argmax of $p(y\mid x)$, a point mass; diversity falls all the way." **Predict** for the *tilt*: three points have $p=.5,.3,.2$ and $p(y\mid x)=1,1,0$. What is left as $s\to\infty$: one point, the whole plateau (as $p$ weighs it), or $p(x)$?
+
+# %%
+guess_limit = ...  # "one point", "the whole plateau" or "p(x)"
 
 # %% tags=["nbval-check-output"]
 prior, likelihood = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([1.0, 1.0, 0.0])
@@ -530,7 +571,12 @@ for s in (1.0, 7.5, 100.0, 1e4):  # N(-1, 1) and N(1, 1): p(y | x) = sigmoid(2x)
         low, high = (x, high) if slope > 0 else (low, x)
     print(f"two Gaussians, s = {s:g}: the tilt's mode is at {low:.6f}")
 
+# %%
+reveal(guess_limit, "the whole plateau")
+
 # %% [markdown]
+# For the tilt only this holds: $\mathbb E\log p(y\mid x)$ never falls (its derivative is a variance). A flat top of $p(y\mid x)$ is kept whole; where the supremum is not attained the mode can run off to infinity; and the entropy may rise on the way.
+#
 # ## 6. The missing island
 #
 # Back to class 0. At $s=5$ CFG has emptied the crowded island. **Predict before you run:** how many per cent of the *tilt*'s mass are there: 50, 47, 23 or 3?
@@ -982,6 +1028,61 @@ slider(draw_scale, [1, 1.5, 2, 3, 4, 5, 7.5, 10], "s", describe_scale, start=3)
 # `eps_u + s * (eps_c - eps_u)` has been published as `eps_c + s * (eps_c - eps_u)`, with $(s-1)\epsilon_u$ for $(1-s)\epsilon_u$, with the predictions exchanged, with one label in both passes, and for three channels of four. Write the test that none of them passes.
 
 # %% exercise="04.10"
+
+# %% [markdown]
+# ## Twelve statements
+#
+# True or false? Sort them before the cell below does; each verdict is computed, where it can be.
+#
+# - **a** An unconditional model and a perfect classifier suffice to sample $p(x\mid y)$: keep each draw with the probability that the classifier gives it.
+# - **b** At $s=0$ the label has no effect: samples are of class 0 as often as the data, three times in ten.
+# - **c** At $s=1$, with exact predictions, CFG samples $p(x\mid y)$.
+# - **d** At $s=5$ it samples $p(x)\,p(y\mid x)^5$.
+# - **e** A larger scale makes samples more typical of the class and more varied.
+# - **f** To guide one needs $\log p(y)$, which nobody can compute.
+# - **g** Conditioning is a sum for scores. For densities it is a product that has to be normalised again.
+# - **h** Guidance by the exact noisy classifier and CFG with exact predictions are one field.
+# - **i** A classifier step always costs more than the two passes of CFG.
+# - **j** Without dropped labels no network can be guided.
+# - **k** CFG may guide noise, $x_0$ or velocity: the samples are the same.
+# - **l** CFG samples are more varied than those of classifier guidance with the same predictions.
+
+# %%
+# "true" or "false"
+guess_statements = dict(a=..., b=..., c=..., d=..., e=..., f=..., g=..., h=..., i=..., j=..., k=..., l=...)
+
+# %%
+points, clean = world.sample(20_000, rng(31))[0], torch.zeros(20_000, dtype=torch.float64)
+likely = world.class_log_prob(points, clean, path, CLASS).exp()
+by_rejection = points[torch.rand(20_000, generator=rng(32), dtype=torch.float64) < likely][:n]
+x, t = noise[:100].clone().requires_grad_(), 400
+logs = world.class_log_prob(x, torch.full((100,), float(t), dtype=torch.float64), path, CLASS)
+(gradient,) = torch.autograd.grad(logs.sum(), x)
+x, (a, sigma) = x.detach(), scales(t)
+e_c, e_u = ask(x, t, CLASS), ask(x, t)
+without = cfg(e_c, e_u, 3.0)
+by_x0 = (x - a * cfg((x - sigma * e_c) / a, (x - sigma * e_u) / a, 3.0)) / sigma
+one_field = torch.allclose(e_u - 3 * sigma * gradient, without)
+truths = dict(
+    a=energy_distance(by_rejection, target) < 0.1,
+    b=abs(obeys(clouds[0.0]) - 0.3) < 0.1,
+    c=energy_distance(clouds[1.0], target) < 0.1,
+    d=energy_distance(clouds[5.0], truth) < 0.1,
+    e=float(clouds[5.0].var(0).sum()) > float(clouds[1.0].var(0).sum()),
+    f=False,  # its gradient with respect to x_t is 0: lesson 03
+    g=True,  # log(ab) = log a + log b, and the gradient of the normaliser's logarithm is 0
+    h=one_field,
+    i=1 + 2 * 0.2 > 2,  # a classifier of a fifth of the network's size: lesson 03, section 9
+    j=False,  # (3), a second model, or a classifier
+    k=torch.allclose(by_x0, without),
+    l=not one_field,
+)
+for letter, value in truths.items():
+    print(letter, end=": ")
+    reveal(guess_statements[letter], "true" if value else "false")
+
+# %% tags=["nbval-check-output"]
+print("true:", ", ".join(letter for letter, value in truths.items() if value))
 
 # %% [markdown]
 # ## 12. What it costs, what to keep

@@ -74,7 +74,7 @@ for wrong in ("a red seven at the top left", "a large three at the top left, a s
 #
 # $$w_{ij}=\frac{e^{q_i\cdot k_j/\sqrt d}}{\sum_{j'}e^{q_i\cdot k_{j'}/\sqrt d}},\qquad \mathrm{out}_i=\sum_jw_{ij}\,v_j,\qquad\text{in one line}\quad \mathrm{softmax}\Big(\frac{QK^\top}{\sqrt d}\Big)V .\tag{1}$$
 #
-# **Why a softmax?** Suppose that position $i$ speaks of exactly one token, each as likely as the next, and that token $j$ would send the query $q\sim\mathcal N(k_j,\tau I)$. By Bayes, with keys of one length, token $j$ is meant with probability $\propto e^{-\|q-k_j\|^2/2\tau}\propto e^{q\cdot k_j/\tau}$: a softmax with $\tau=\sqrt d$, and $\mathrm{out}_i$ is the *expected* value. It is the weighted average of exercise 01.5, with words in the place of data points.
+# **Why a softmax?** Suppose that position $i$ speaks of exactly one token, each as likely as the next, and that token $j$ would send the query $q\sim\mathcal N(k_j,\tau I)$. By Bayes, with keys of one length, token $j$ is meant with probability $\propto e^{-\|q-k_j\|^2/2\tau}\propto e^{q\cdot k_j/\tau}$: a softmax with $\tau=\sqrt d$, and $\mathrm{out}_i$ is the *expected* value. It is the weighted average of exercise 01.5, with words in the place of data points. Cross-attention is older than diffusion: in a translation model each position of the new sentence asks the words of the old one (Vaswani et al. 2017; T5 and BART are built so).
 #
 # **Why $\sqrt d$?** Entries of $q$ and $k$ that are independent with variance 1 give $q\cdot k$ the variance $d$. Without the root, scores grow with the width, one word takes all, and the softmax has no slope left to learn from.
 #
