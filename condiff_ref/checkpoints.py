@@ -16,7 +16,7 @@ from .autoencoder import LatentDiffusion
 from .controlnet import Controlled
 from .data import Affine, measure_affine
 from .denoisers import as_denoiser, clip_x0
-from .files import CheckpointError, read_safetensors, write_safetensors
+from .files import SHIPPED, CheckpointError, read_safetensors, write_safetensors
 from .judge import certify
 from .predictions import solve
 from .recipes import SIDES, VOCABULARY, Recipe
@@ -27,7 +27,6 @@ from .text import TextToImage
 from .train import fit, uses_bf16
 
 CHUNK = 1000  # pictures encoded at once
-SHIPPED = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 
 
 @dataclass(frozen=True)

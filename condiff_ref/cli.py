@@ -3,6 +3,7 @@
 import json
 import sys
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,22 @@ DataRoot = Annotated[Path | None, Option(help="Folder that holds MNIST/raw; else
 Json = Annotated[Path | None, Option("--json", help="Write all figures to this file too.")]
 Device = Annotated[str, Option(help="cpu, cuda, or auto: the GPU if there is one.")]
 Seed = Annotated[int, Option(min=0)]
+
+
+def _tell_version(asked: bool) -> bool:
+    if asked:
+        results.print(f"condiff {metadata.version('condiff')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def condiff(
+    version: Annotated[
+        bool, Option("--version", callback=_tell_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+):
+    """Conditional diffusion models: train, sample with any guidance, judge."""
 
 
 @app.command("demo")

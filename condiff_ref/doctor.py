@@ -13,9 +13,8 @@ import torch
 from rich.table import Table
 
 from . import data
-from .checkpoints import SHIPPED
 from .checkpoints import load as load_checkpoint
-from .files import CheckpointError
+from .files import INSTALLED, SHIPPED, CheckpointError
 from .train import uses_bf16
 
 PAIRS = {"2.11": "0.26", "2.12": "0.27", "2.13": "0.28"}  # torch and the torchvision that was built with it
@@ -133,12 +132,16 @@ def _checkpoints() -> Finding:
         try:
             load_checkpoint(path)
         except CheckpointError as error:
-            return Finding(
-                "checkpoints", "broken", str(error), f"git checkout -- {path.relative_to(SHIPPED.parents[1])}"
-            )
+            return Finding("checkpoints", "broken", str(error), _restore(path))
     if not paths:
-        return Finding("checkpoints", "broken", f"none in {SHIPPED}", "git checkout -- data/checkpoints")
+        return Finding("checkpoints", "broken", f"none in {SHIPPED}", _restore(SHIPPED))
     return Finding("checkpoints", "ok", ", ".join(path.stem for path in paths))
+
+
+def _restore(path: Path) -> str:
+    if INSTALLED.is_dir():
+        return "install the same version again: pip install --force-reinstall --no-deps, and its wheel"
+    return f"git checkout -- {path.relative_to(SHIPPED.parents[1])}"
 
 
 def _jupyter() -> Finding:

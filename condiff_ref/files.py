@@ -8,6 +8,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent / "data" / "checkpoints"  # the home of the checkpoints
+INSTALLED = PACKAGE / "shipped"  # where a wheel puts them
+SHIPPED = INSTALLED if INSTALLED.is_dir() else CHECKOUT
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read. The message says which and what to do."""

@@ -6,18 +6,17 @@ learn from the test split and are themselves tested on the training split, which
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from . import data
-from .files import read_safetensors
+from .files import SHIPPED, read_safetensors
 from .intervals import Interval, share
 from .shapes import Features, Images, Labels, PerClass
 
-CHECKPOINT = Path(__file__).parents[1] / "data" / "checkpoints" / "mnist-judge.safetensors"
+CHECKPOINT = SHIPPED / "mnist-judge.safetensors"
 CHUNK = 1000  # images read at once
 
 

@@ -116,7 +116,8 @@ def build_view(lesson: str, folder: Path) -> Path:
     texts = {path.stem: path.read_text(encoding="utf-8") for path in package.glob("*.py") if path.stem not in TERMINAL}
     _write(folder / "condiff_ref", redact(texts, hidden) | {"forbidden": FORBIDDEN})
     _write(folder / "condiff_check", {"__init__": STUB})
-    for file in package.parent.glob("data/checkpoints/*.safetensors"):
+    shipped = [*package.glob("shipped/*.safetensors"), *package.parent.glob("data/checkpoints/*.safetensors")]
+    for file in shipped:  # the first in an installed course, the second in a checkout
         target = folder / "data" / "checkpoints" / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)  # a link could be written through, by a child that runs as root
