@@ -110,7 +110,7 @@ def archives(tmp_path_factory):
             target.write_bytes((ROOT / name).read_bytes())
     source = build("sdist", folder / "checkout", folder)
     with tarfile.open(source) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # since 3.11.4
     return source, build("wheel", folder / source.name.removesuffix(".tar.gz"), folder)
 
 
