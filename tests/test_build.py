@@ -336,6 +336,20 @@ def test_on_colab_the_notebook_is_downloaded_as_it_stands_and_the_grader_reads_i
     assert (last.id, last.tags, read.notes, read.lesson) == ("07-submit", ("skip-grading",), (), "07")
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "del colab._message",
+        "del colab._message.blocking_request",
+        "colab._message.blocking_request = lambda kind: heard",
+        "del colab.files",
+    ],
+)
+def test_where_colab_has_changed_the_cell_still_says_how_to_hand_in(tmp_path, changed):
+    (tmp_path / "as-colab-has-it.json").write_text('{"ipynb": {}}')
+    assert "File, Download, Download .ipynb" in handing_in(tmp_path, f"{HEARD}{changed}\n")
+
+
 def test_where_colab_does_not_answer_or_is_not_there_the_cell_says_which_file(tmp_path):
     (tmp_path / "as-colab-has-it.json").write_text("null")
     assert "File, Download, Download .ipynb" in handing_in(tmp_path, HEARD)

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-KEEP = None  # a folder for unfinished training, such as "/content/drive/MyDrive/condiff": the same cell goes on there
+KEEP = None  # for long runs of your own, a folder such as "/content/drive/MyDrive/condiff": docs/colab.md
 
 if "google.colab" in sys.modules:
     if importlib.util.find_spec("condiff_ref") is None:
@@ -52,9 +52,12 @@ import json
 from pathlib import Path
 
 if "google.colab" in sys.modules:
-    from google.colab import _message, files
+    try:  # Colab has no public way to ask for it, and may change this one
+        from google.colab import _message, files
 
-    answer = _message.blocking_request("get_ipynb", request="", timeout_sec=120)
+        answer = _message.blocking_request("get_ipynb", request="", timeout_sec=120)
+    except (ImportError, AttributeError, TypeError):
+        answer = None
     if answer:
         Path("{stem}.ipynb").write_text(json.dumps(answer["ipynb"]), encoding="utf-8")
         files.download("{stem}.ipynb")
