@@ -199,10 +199,12 @@ class Graders:
         self._made: dict[str, Grader] = {}
 
     def at(self, level: str) -> Grader:
-        """ "auto" is the best one. Skips the test where there is none."""
+        """ "auto" is the best one: every machine has one. Skips the test where a level that is named does not work."""
         try:
             level = choose(level)
         except SandboxError as error:
+            if level == "auto":
+                raise
             pytest.skip(str(error))
         for other in [other for other in self._made if other != level]:
             self._made.pop(other).close()

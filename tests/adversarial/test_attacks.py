@@ -34,11 +34,7 @@ def test_an_attack_gets_nothing_and_harms_nobody(attack: Attack, level: str, gra
     if attack.expect[level] is None:
         pytest.skip(f"{level} does not answer this one")
     sandbox = grader.sandbox(attack.lesson)
-    if (
-        attack.scoped
-        and level == "L1"
-        and not any(layer >= "Landlock ABI 6" for layer in sandbox.layers if "ABI" in layer)
-    ):
+    if attack.scoped and level == "L1" and _landlock(sandbox.layers) < 6:
         pytest.skip("this kernel's Landlock has no scopes")
     sandbox.spawn().kill()  # now its warm process runs, whatever the attack before has done to it
     world.remember()
@@ -60,6 +56,11 @@ def test_an_attack_gets_nothing_and_harms_nobody(attack: Attack, level: str, gra
     notebook, ids = good(attack.lesson)
     after, _, _ = grader.grade(notebook, attack.lesson, ids)
     assert [after[id].outcome for id in ids] == ["right"] * len(ids), _told(after[ids[0]])
+
+
+def _landlock(layers: tuple[str, ...]) -> int:
+    """The version of its interface; 0 where it is not on."""
+    return max((int(layer.rpartition(" ")[2]) for layer in layers if layer.startswith("Landlock ABI ")), default=0)
 
 
 def _told(verdict: Verdict) -> str:
