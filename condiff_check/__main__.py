@@ -1,7 +1,10 @@
 """Show on one wrong answer what a check says:   python -m condiff_check [EXERCISE]"""
 
+import importlib.metadata
 import sys
 from collections.abc import Sequence
+
+from condiff_ref.files import INSTALLED
 
 from .checking import examine
 from .registry import find
@@ -17,8 +20,15 @@ def main(argv: Sequence[str]) -> int:
     names = ", ".join(exercise.names)
     print(f"Exercise {exercise.id} asks for {names}. Suppose that somebody gave this wrong answer:\n")
     print(examine(exercise, exercise.mistakes[0].answers, seed=0))
-    print("\nWrite your own: make lab opens the lessons; begin with 00_world.ipynb.")
+    print(f"\nWrite your own: {_lessons()}; begin with 00_world.ipynb.")
     return 0
+
+
+def _lessons() -> str:
+    if not INSTALLED.is_dir():
+        return "make lab opens the lessons"
+    links = (link.split(", ") for link in importlib.metadata.metadata("condiff").get_all("Project-URL"))
+    return f"the lessons are in the folder notebooks of {dict(links)['Repository']}"
 
 
 if __name__ == "__main__":

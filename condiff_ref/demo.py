@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from . import recipes, viz
+from . import guidance, recipes, viz
 from .checkpoints import train_recipe
 from .generate import Guidance, generate
 from .metrics import Interval, evaluate
@@ -61,7 +61,7 @@ def run(
         f"Done in {time.monotonic() - began:.0f} s. Open next:\n"
         f"  {file.with_suffix('.png')}: the samples, and what guidance gives and takes\n"
         f"  {program} sample {file} --scale 3 --out mine.png: samples of your own; --help lists every guidance\n"
-        "  condiff_ref/guidance.py: how it is done",
+        f"  {os.path.relpath(guidance.__file__)}: how it is done",
         soft_wrap=True,
     )
 

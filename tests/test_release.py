@@ -192,7 +192,9 @@ def test_an_installed_course_is_imported_from_where_it_was_installed(installed):
 
 @slow
 def test_an_installed_course_has_its_check_and_its_doctor(installed):
-    assert "01.2 q_sample: not right yet" in installed.run("python", "-m", "condiff_check").stdout
+    told = installed.run("python", "-m", "condiff_check").stdout
+    assert "01.2 q_sample: not right yet" in told
+    assert f"the lessons are in the folder notebooks of {PROJECT['project']['urls']['Repository']}" in told
     assert re.search(r"^checkpoints +ok +digits-always", installed.run("condiff", "doctor").stdout, flags=re.M)
 
 
@@ -208,7 +210,8 @@ def test_an_installed_course_samples_a_shipped_checkpoint(installed):
 @slow
 def test_an_installed_course_runs_the_demo(installed):
     told = installed.run("condiff", "demo", "--seconds", 1)
-    assert "Open next" in told.stdout + told.stderr
+    named = re.search(r"(\S+guidance\.py): how it is done", told.stdout + told.stderr)
+    assert (installed.away / named[1]).is_file()
     assert (installed.away / "outputs/demo-digits.png").stat().st_size > 1e4
 
 
