@@ -5,27 +5,22 @@ python site/browser.py FOLDER index api/index --shots OUT    pictures of some pa
 """
 
 import argparse
-import base64
 import itertools
-import json
-import shutil
-import subprocess
 import sys
-import tempfile
 import threading
-import time
-import urllib.request
-from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-quic", "--disable-sync"]
-FLAGS += ["--no-first-run", "--hide-scrollbars"]
-OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
+
+from chromium import chromium_page, complaints
+
+DESK, TELEPHONE = dict(width=1280, height=900), dict(width=390, height=800)
+PICTURES = dict(width=1400, height=1000)
 
 # What is asked of each page once it is loaded; a list of faults.
 FAULTS = r"""(async () => {
@@ -60,118 +55,49 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-class Browser:
-    """One tab of a headless Chromium that reaches this machine only, spoken to by its debugging protocol."""
-
-    def __init__(self, program: str):
-        from websocket import create_connection
-
-        self.profile = tempfile.mkdtemp(prefix="chromium-")
-        call = [program, *FLAGS, OFFLINE, "--remote-debugging-port=0", f"--user-data-dir={self.profile}", "about:blank"]
-        self.process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port = self._port()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as answer:
-            tab = next(one for one in json.load(answer) if one["type"] == "page")
-        self.socket = create_connection(tab["webSocketDebuggerUrl"], timeout=60, suppress_origin=True)
-        self.numbers, self.events = itertools.count(1), []
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def _port(self) -> str:
-        file, end = Path(self.profile) / "DevToolsActivePort", time.monotonic() + 120
-        while time.monotonic() < end:
-            if file.exists() and (lines := file.read_text().split()):
-                return lines[0]
-            time.sleep(0.05)
-        raise TimeoutError("Chromium did not start in two minutes")
-
-    def call(self, method: str, **parameters: object) -> dict:
-        number = next(self.numbers)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            message = json.loads(self.socket.recv())
-            if message.get("id") == number:
-                if "error" in message:
-                    raise RuntimeError(f"{method}: {message['error']['message']}")
-                return message["result"]
-            self.events.append(message)
-
-    def open(self, address: str) -> list[dict]:
-        """Go there and wait until all is loaded; the events on the way."""
-        self.events.clear()
-        failed = self.call("Page.navigate", url=address).get("errorText")
-        if failed:
-            raise RuntimeError(f"{address}: {failed}")
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(json.loads(self.socket.recv()))
-        return self.events
-
-    def value(self, script: str) -> object:
-        got = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in got:
-            raise RuntimeError(str(got["exceptionDetails"]))
-        return got["result"].get("value")
-
-    def look(self, *, width: int, height: int, dark: bool = False) -> None:
-        """The window's size, and what the reader's system prefers."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-
-    def picture(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
-
-    def close(self) -> None:
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait(timeout=30)
-        shutil.rmtree(self.profile, ignore_errors=True)
-
-
-def complaints(events: list[dict], here: str) -> Iterator[str]:
-    """What the browser reported while a page was open."""
-    for event in events:
-        kind, told = event["method"], event["params"]
-        if kind == "Runtime.exceptionThrown":
-            yield f"script error: {told['exceptionDetails'].get('exception', told['exceptionDetails'])}"[:200]
-        elif kind == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-            yield f"console {told['type']}: " + " ".join(str(a.get("value", a)) for a in told["args"])[:200]
-        elif kind == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            yield f"log: {told['entry']['text']} {told['entry'].get('url', '')}"
-        elif kind == "Network.requestWillBeSent":
-            address = told["request"]["url"]
-            if not address.startswith((here, "data:", "blob:")):
-                yield f"asks another server: {address}"
-
-
 class Served:
-    """A folder on 127.0.0.1, and a browser to read it with."""
+    """A folder on 127.0.0.1, and a page of a browser to read it with."""
 
-    def __init__(self, folder: Path, program: str | None = None):
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.home = f"http://127.0.0.1:{self.server.server_port}/"
-        self.browser = Browser(program or shutil.which("chromium") or "chromium-browser")
+    def __init__(self, folder: Path):
+        self._stack = ExitStack()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+        self.home = f"http://127.0.0.1:{self._server.server_port}/"
 
     def __enter__(self) -> "Served":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._stack.callback(self._server.server_close)
+        self._stack.callback(self._server.shutdown)
+        self.page = self._stack.enter_context(chromium_page())
+        self._told = complaints(self.page, ("error", "warning", "assert"))
+        self.page.on("request", lambda request: self._asked(request.url))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.browser.close()
-        self.server.shutdown()
-        self.server.server_close()
+        self._stack.close()
 
-    def faults(self, page: str) -> list[str]:
+    def _asked(self, address: str) -> None:
+        if not address.startswith((self.home, "data:", "blob:")):
+            self._told.append(f"asks another server: {address}")
+
+    def faults(self, name: str) -> list[str]:
         """What is wrong with a page, as a reader sees it at a desk; then whether it fits a telephone."""
-        self.browser.look(width=1280, height=900)
-        self.browser.open(self.home + page)
-        found = self.browser.value(FAULTS)
-        found += complaints(self.browser.events, self.home)
-        self.browser.look(width=390, height=800)
-        wide = self.browser.value("document.documentElement.scrollWidth")
+        self.page.set_viewport_size(DESK)
+        self._told.clear()
+        self.page.goto(self.home + name)
+        found = self.page.evaluate(FAULTS) + self._told
+        self.page.set_viewport_size(TELEPHONE)
+        wide = self.page.evaluate("document.documentElement.scrollWidth")
         return found + ([f"on a telephone the page is {wide} px wide, of 390"] if wide > 391 else [])
+
+    def picture(self, name: str, file: Path, *, top: str = "0", dark: bool = False) -> None:
+        """Of the part of a page below `top`: pixels, or #a-place."""
+        self.page.set_viewport_size(PICTURES)
+        self.page.emulate_media(color_scheme="dark" if dark else "light")
+        self.page.goto(self.home + name)
+        self.page.evaluate(FAULTS)  # it waits for formulas and pictures
+        go = f"document.querySelector('{top}').scrollIntoView()" if top.startswith("#") else f"scrollTo(0, {int(top)})"
+        self.page.evaluate(go)
+        self.page.screenshot(path=file, animations="disabled")
 
 
 class Links(HTMLParser):
@@ -217,15 +143,9 @@ def main() -> int:
     chosen = parser.parse_args()
     with Served(chosen.folder) as site:
         if chosen.shots:
-            chosen.shots.mkdir(parents=True, exist_ok=True)
-            for page, dark in itertools.product(chosen.pages, (False, True)):
-                site.browser.look(width=1400, height=1000, dark=dark)
-                site.browser.open(f"{site.home}{page}.html")
-                site.browser.value(FAULTS)
-                go = f"document.querySelector('{chosen.top}').scrollIntoView()"
-                site.browser.value(go if chosen.top.startswith("#") else f"window.scrollTo(0, {int(chosen.top)})")
-                time.sleep(0.3)
-                site.browser.picture(chosen.shots / f"{page.replace('/', '-')}-{'dark' if dark else 'light'}.png")
+            for name, look in itertools.product(chosen.pages, ("light", "dark")):
+                file = chosen.shots / f"{name.replace('/', '-')}-{look}.png"
+                site.picture(f"{name}.html", file, top=chosen.top, dark=look == "dark")
             return 0
         names = sorted(file.relative_to(chosen.folder).as_posix() for file in chosen.folder.rglob("*.html"))
         faults = 0

@@ -10,13 +10,17 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import pytest
+from playwright.sync_api import Page
 
-import chromium
+from chromium import CHROMIUM, chromium_page, complaints
 from condiff_check.registry import find
 from lesson import bound_names, build, parsed
 
@@ -26,7 +30,7 @@ WIDGET_CELL = "slider("
 LESSONS = sorted(path.stem for path in (ROOT / "lessons").glob("*.py") if f"\n{WIDGET_CELL}" in path.read_text("utf-8"))
 
 pytestmark = [
-    pytest.mark.skipif(chromium.CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.timeout(900),
 ]
 
@@ -62,72 +66,101 @@ def test_lessons_00_to_09_have_one_slider_each():
         assert text.count(f"\n{WIDGET_CELL}") == 1, lesson
 
 
-class Lab:
-    """JupyterLab on a folder of its own, and a browser."""
+@contextmanager
+def jupyterlab(folder: Path) -> Iterator[str]:
+    """A server on folder/notebooks; its address, with {} for a page."""
+    notebooks, token = folder / "notebooks", secrets.token_hex(8)
+    notebooks.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"CONDIFF_BUDGET": "smoke"}
+    environment |= {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "RUNTIME", "DATA")}
+    environment |= {f"JUPYTERLAB_{name}_DIR": str(folder / name) for name in ("SETTINGS", "WORKSPACES")}
+    for name in ("MPLBACKEND", "CONDIFF_STATIC"):
+        environment.pop(name, None)
+    settings = {
+        "notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of view are there too
+        "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+    }
+    for name, text in settings.items():
+        file = folder / f"SETTINGS/@jupyterlab/{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    words = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    words += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.news_url="]
+    words += [f"--ServerApp.root_dir={notebooks}", "--LabApp.expose_app_in_browser=True"]
+    words += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    address = f"http://127.0.0.1:{port}/{{}}?token={token}&reset"
+    with (folder / "lab.log").open("wb") as log:
+        server = subprocess.Popen([sys.executable, *words], env=environment, stdout=log, stderr=log)
+        try:
+            _answered(address.format("api"))
+            yield address
+        finally:
+            server.terminate()
+            server.wait(30)
 
-    def __init__(self, folder: Path):
-        self.folder, token = folder / "notebooks", secrets.token_hex(8)
-        self.folder.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        environment = os.environ | {"CONDIFF_BUDGET": "smoke"}
-        environment |= {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("CONFIG", "RUNTIME", "DATA")}
-        environment |= {f"JUPYTERLAB_{name}_DIR": str(folder / name) for name in ("SETTINGS", "WORKSPACES")}
-        for name in ("MPLBACKEND", "CONDIFF_STATIC"):
-            environment.pop(name, None)
-        settings = {
-            "notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of view are there too
-            "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
-        }
-        for name, text in settings.items():
-            file = folder / f"SETTINGS/@jupyterlab/{name}.jupyterlab-settings"
-            file.parent.mkdir(parents=True)
-            file.write_text(text)
-        words = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
-        words += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--LabApp.news_url="]
-        words += [f"--ServerApp.root_dir={self.folder}", "--LabApp.expose_app_in_browser=True"]
-        words += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-        self.log = (folder / "lab.log").open("wb")
-        self.server = subprocess.Popen([sys.executable, *words], env=environment, stdout=self.log, stderr=self.log)
-        self.address = f"http://127.0.0.1:{port}/{{}}?token={token}&reset"
-        chromium.until(lambda: urllib.request.urlopen(self.address.format("api")), "JupyterLab does not start")
-        self.page = chromium.Chromium(folder / "profile")
+
+def _answered(address: str, seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(address).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+class Lab:
+    """JupyterLab in a page."""
+
+    def __init__(self, page: Page, folder: Path, address: str):
+        self.page, self.folder, self.address = page, folder / "notebooks", address
+        self.errors = complaints(page)
+        page.on("dialog", lambda dialog: dialog.accept())  # "Leave site?" over a notebook that was not saved
+
+    def wait(self, script: str) -> None:
+        self.page.wait_for_function(script, polling=50)
 
     def run(self, notebook, name: str) -> None:
         """Open the notebook, run its cells, wait for the slider's picture."""
         nbformat.write(notebook, self.folder / f"{name}.ipynb")
-        self.page.open(self.address.format(f"doc/tree/{name}.ipynb"))
-        self.page.wait(f"{PANEL}?.sessionContext?.session?.kernel?.status === 'idle'")
-        self.page.wait("document.querySelectorAll('.jp-CodeCell').length > 1")
-        self.page.ask(f"window.jupyterapp.shell.activateById({PANEL}.id)")
-        self.page.wait(f"window.jupyterapp.shell.currentWidget === {PANEL}")
-        self.page.ask("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        self.page.wait(f"!!document.querySelector('{PICTURE}')")
-        self.page.wait(
-            f"!{STARS}"
-        )  # all pictures are drawn; the kernel calls itself idle earlier, for the widget's sake
-        self.page.ask(WATCH)
+        self.errors.clear()
+        self.page.goto(self.address.format(f"doc/tree/{name}.ipynb"))
+        self.wait(f"{PANEL}?.sessionContext?.session?.kernel?.status === 'idle'")
+        self.wait("document.querySelectorAll('.jp-CodeCell').length > 1")
+        self.page.evaluate(f"window.jupyterapp.shell.activateById({PANEL}.id)")
+        self.wait(f"window.jupyterapp.shell.currentWidget === {PANEL}")
+        self.page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        self.wait(f"!!document.querySelector('{PICTURE}')")
+        self.wait(f"!{STARS}")  # all pictures are drawn; the kernel calls itself idle earlier, for the widget's sake
+        self.page.evaluate(WATCH)
 
     def by_key(self, name: str) -> tuple[dict, float]:
-        return self.after(lambda: self.page.key(name))
+        return self.after(lambda: self.page.keyboard.press(name))
 
     def place(self) -> float:
         """Where the handle is: 0 at the left end of its track, 1 at the right."""
-        at = self.page.ask(HANDLE)
+        at = self.page.evaluate(HANDLE)
         return (at["x"] - at["left"]) / at["width"]
 
     def by_mouse(self, share: float) -> tuple[dict, float]:
         """Drag the handle to that share of its track."""
-        at = self.page.ask(HANDLE)
-        return self.after(lambda: self.page.drag((at["x"], at["y"]), (at["left"] + share * at["width"], at["y"])))
+        at, mouse = self.page.evaluate(HANDLE), self.page.mouse
+        mouse.move(at["x"], at["y"])
+        mouse.down()
+        mouse.move(at["left"] + share * at["width"], at["y"], steps=5)
+        return self.after(mouse.up)
 
     def leave(self) -> None:
         """End the notebook's kernel: ten of them would not fit into a small memory."""
-        self.page.ask(f"{PANEL}.sessionContext.shutdown().then(() => true)")
+        self.page.evaluate(f"{PANEL}.sessionContext.shutdown().then(() => true)")
 
     def shown(self) -> dict:
-        return self.page.ask(
+        return self.page.evaluate(
             f"(() => {{const e = document.querySelector('{PICTURE}'); return {{alt: e.alt, src: e.src, width: e.width,"
             " natural: e.naturalWidth, readout: document.querySelector('.widget-readout').innerText}})()"
         )
@@ -135,18 +168,12 @@ class Lab:
     def after(self, act) -> tuple[dict, float]:
         """What is shown once the act has changed the picture, and the milliseconds from its event to that."""
         before = self.shown()["src"]
-        self.page.ask("window.drawn = null")
+        self.page.evaluate("window.drawn = null")
         act()
-        milliseconds = self.page.wait("window.drawn", 60)
-        found = self.shown()
+        self.wait("window.drawn")
+        milliseconds, found = self.page.evaluate("window.drawn"), self.shown()
         assert found["src"] != before
         return found, milliseconds
-
-    def close(self) -> None:
-        self.page.close()
-        self.server.terminate()
-        self.server.wait(30)
-        self.log.close()
 
 
 PANEL = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])][0]"
@@ -174,9 +201,9 @@ HANDLE = """(() => {
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    lab = Lab(tmp_path_factory.mktemp("lab"))
-    yield lab
-    lab.close()
+    folder = tmp_path_factory.mktemp("lab")
+    with jupyterlab(folder) as address, chromium_page() as page:
+        yield Lab(page, folder, address)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +216,8 @@ def test_keys_and_mouse_move_the_slider_and_the_picture_follows(lesson, lab):
     assert len(first["alt"].split()) > 5
     assert first["width"] == first["natural"], "shrunk at the width of a laptop"
 
-    assert page.ask("document.querySelector('.noUi-handle').tabIndex") == 0
-    page.ask("document.querySelector('.noUi-handle').focus()")
+    assert page.evaluate("document.querySelector('.noUi-handle').tabIndex") == 0
+    page.evaluate("document.querySelector('.noUi-handle').focus()")
     left, by_key = lab.by_key("ArrowLeft")
     right, by_key_back = lab.by_key("ArrowRight")
     assert right == first
@@ -206,9 +233,11 @@ def test_keys_and_mouse_move_the_slider_and_the_picture_follows(lesson, lab):
     assert best < 100
 
     for theme in ("Dark", "Light"):
-        page.ask(f"void window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
-        page.wait(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
-        page.wait("document.querySelector('.jp-SplashScreen, #jupyterlab-splash') === null")
-        page.picture(SHOTS / f"{lesson}-{theme.lower()}.png")
+        page.evaluate(
+            f"void window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+        )
+        lab.wait(f"document.body.dataset.jpThemeLight === '{str(theme == 'Light').lower()}'")
+        lab.wait("document.querySelector('.jp-SplashScreen, #jupyterlab-splash') === null")
+        page.screenshot(path=SHOTS / f"{lesson}-{theme.lower()}.png")
     lab.leave()
-    assert page.errors == []
+    assert lab.errors == []

@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import inspect
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,10 +12,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from chromium import CHROMIUM
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "site"
 EDITIONS = ("learners", "instructors")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BUILT_WITH = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx_copybutton", "sphinx-mathjax-offline")
 every_edition = pytest.mark.parametrize("edition", EDITIONS)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
@@ -235,12 +235,11 @@ FAULTY = f"""{HEAD}<article><h1>Faults</h1>
 
 @needs_browser
 def test_the_browser_finds_every_fault_that_it_looks_for(tmp_path):
-    pytest.importorskip("websocket")
     (tmp_path / "faulty.html").write_text(FAULTY)
     (tmp_path / "fine.html").write_text(f'{HEAD}<h1>Fine</h1><a href="faulty.html">x</a>')
     (tmp_path / "favicon.ico").write_bytes(b"")
     browser = module("browser")
-    with browser.Served(tmp_path, CHROMIUM) as site:
+    with browser.Served(tmp_path) as site:
         assert site.faults("fine.html") == []
         told = "\n".join(site.faults("faulty.html"))
     for fault in (
@@ -294,15 +293,13 @@ def built(tmp_path_factory):
 @needs_browser
 @every_edition
 def test_every_page_is_whole_offline(built, edition):
-    pytest.importorskip("websocket")
     browser, folder = module("browser"), built / edition
     pages = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.html"))
     assert {"index.html", "docs/errata.html", "api/condiff_ref.guidance.html", "notebooks/00_world.html"} <= set(pages)
-    with browser.Served(folder, CHROMIUM) as site:
+    with browser.Served(folder) as site:
         faults = {page: found for page in pages if (found := site.faults(page))}
-        site.browser.open(site.home + "search.html?q=guidance")
-        wait = "new Promise(go => { const look = () => document.querySelectorAll('#search-results li').length > 3 ?"
-        site.browser.value(f"{wait} go(true) : setTimeout(look, 100); look(); }})")  # or the time of the test is up
+        site.page.goto(site.home + "search.html?q=guidance")
+        site.page.wait_for_function("document.querySelectorAll('#search-results li').length > 3")
     assert faults == {}
     assert browser.dead_links(folder) == []
 
