@@ -7,9 +7,11 @@ else this machine does changes no row.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ from condiff_ref.checkpoints import Checkpoint
 from condiff_ref.generate import Guidance, generate
 from condiff_ref.metrics import evaluate
 from condiff_ref.recipes import MNIST_UNET, Recipe
-from condiff_ref.train import fit
+from condiff_ref.train import fit, uniform
 
 SCALE, STEPS, PER_CLASS = 1.5, 10, 100
 MEASURED = ("accuracy", "fd", "recall")
@@ -29,20 +31,31 @@ MEASURED = ("accuracy", "fd", "recall")
 
 @dataclass(frozen=True)
 class Variant:
-    """The recipe, but for `changes` to it, `arguments` of its network, `options` of the loop, and a frame of `crop`
-    pixels around each picture that is cut off, because nearly all of it is black."""
+    """The recipe, but for `changes` to it, `arguments` of its network, `options` of the loop, a frame of `crop` pixels
+    around each picture that is cut off, because nearly all of it is black, and a function of ours or torch's that
+    another one stands `instead` of, where the recipe has no word for it."""
 
     changes: Mapping[str, object] = field(default_factory=dict)
     arguments: Mapping[str, object] = field(default_factory=dict)
     options: Mapping[str, object] = field(default_factory=dict)
     crop: int = 0
+    instead: tuple[str, Callable] | None = None
 
     @property
     def recipe(self) -> Recipe:
         return replace(MNIST_UNET, **{**self.changes, "arguments": MNIST_UNET.arguments | self.arguments})
 
+    @property
+    def key(self) -> str:
+        """All that it is, for a row's name in the file of rows."""
+        other = f"|{self.instead[1].__name__}" if self.instead else ""
+        return f"{self.recipe}|{self.options}|{self.crop}{other}"
+
     def untrained(self) -> "Cropped":
         return Cropped(self.recipe.build(), self.recipe, data.Affine(0, 1), {}, self.crop)
+
+    def swapped(self) -> AbstractContextManager:
+        return mock.patch(*self.instead) if self.instead else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -78,10 +91,18 @@ def variants() -> dict[str, dict[str, Variant]]:
         "widths": {str(w)[1:-1]: Variant(arguments=dict(widths=w)) for w in ((24, 48), (48, 96), (64,)) if w != WIDTHS},
         "batch": {str(n): Variant(dict(batch_size=n)) for n in (16, 32, 64, 128) if n != base.batch_size},
         "learning rate": {f"{lr:g}": Variant(dict(lr=lr)) for lr in (1e-3, 2e-3, 3e-3, 5e-3) if lr != base.lr},
+        "optimiser": {
+            "AdamW, betas 0.9, 0.999": Variant(instead=(ADAMW, slow_adamw)),
+            "SGD, momentum 0.9, lr 0.1": Variant(dict(lr=0.1), instead=(ADAMW, sgd)),
+            "Adafactor, lr 0.01": Variant(dict(lr=0.01), instead=(ADAMW, adafactor)),
+        },
+        "weight decay": {"0": Variant(dict(weight_decay=0.0))},
         "average": {f"{ema:g}": Variant(dict(ema=ema)) for ema in (0.0, 0.99, 0.995, 0.999) if ema != base.ema},
         "mean of logit t": {f"{m:g}": Variant(dict(time_mean=m)) for m in (0.0, 0.4, 0.8, 1.2) if m != base.time_mean},
+        "t": {"uniform": Variant(instead=("condiff_ref.recipes.logit_normal", uniform_time))},
         "target": {
             "noise, cosine path": Variant(dict(kind="eps", schedule="cosine")),
+            "x0": Variant(dict(kind="x0")),
             "x0, cosine path": Variant(dict(kind="x0", schedule="cosine")),
             "v, cosine path": Variant(dict(kind="v", schedule="cosine")),
         },
@@ -91,6 +112,26 @@ def variants() -> dict[str, dict[str, Variant]]:
 
 
 WIDTHS = MNIST_UNET.arguments["widths"]
+ADAMW = "torch.optim.AdamW"
+
+
+def slow_adamw(parameters: Iterable, lr: float, *, weight_decay: float, **_: object) -> torch.optim.Optimizer:
+    return ADAM(parameters, lr, betas=(0.9, 0.999), weight_decay=weight_decay, fused=True)
+
+
+ADAM = torch.optim.AdamW  # while `slow_adamw` stands in its place
+
+
+def sgd(parameters: Iterable, lr: float, *, weight_decay: float, **_: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay, fused=True)
+
+
+def adafactor(parameters: Iterable, lr: float, *, weight_decay: float, **_: object) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(parameters, lr, weight_decay=weight_decay)
+
+
+def uniform_time(n: int, generator: torch.Generator | None = None, *, mean: float = 0.0) -> Tensor:
+    return uniform(n, generator)
 
 
 def train_and_judge(variant: Variant, steps: int, seed: int) -> dict:
@@ -100,24 +141,40 @@ def train_and_judge(variant: Variant, steps: int, seed: int) -> dict:
     images = F.pad(images, [-variant.crop] * 4)
     affine = data.measure_affine(images)
     options = dict(precision="fp32") | dict(variant.options)
-    result = fit(
-        recipe.build(seed),
-        recipe.loss,
-        affine.encode(images),
-        labels,
-        steps=steps,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        ema=recipe.ema,
-        seed=seed,
-        progress=False,
-        **options,
-    )
+    with variant.swapped():
+        result = fit(
+            recipe.build(seed),
+            recipe.loss,
+            affine.encode(images),
+            labels,
+            steps=steps,
+            batch_size=recipe.batch_size,
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            ema=recipe.ema,
+            seed=seed,
+            progress=False,
+            **options,
+        )
     label = torch.arange(10).repeat(PER_CLASS)
     model = Cropped(result.network, recipe, affine, {}, variant.crop)
     figures = evaluate(recipe.data, generate(model, label, Guidance(scale=SCALE), steps=STEPS, seed=seed), label)
     return {name: figures[name].value for name in MEASURED} | dict(fd_real=figures["fd_real"].value)
+
+
+def times(kept: Kept, chosen: Sequence[Variant]) -> list[float]:
+    """Seconds per step. New variants are timed beside the recipe, and told in the seconds that it took alone."""
+    alone = kept("seconds of the recipe", lambda: dict(seconds=step_times([Variant().untrained()])[0]))["seconds"]
+    new = [variant for variant in chosen if f"share of {variant.key}" not in kept.rows]
+    if new:
+        beside, *seconds = step_times(
+            [variant.untrained() for variant in (Variant(), *new)],
+            [{}, *(dict(variant.options) for variant in new)],
+            [variant.swapped for variant in (Variant(), *new)],
+        )
+        for variant, taken in zip(new, seconds, strict=True):
+            kept(f"share of {variant.key}", lambda s=taken: dict(share=s / beside))
+    return [alone * kept.rows[f"share of {variant.key}"]["share"] for variant in chosen]
 
 
 def main() -> None:
@@ -129,15 +186,11 @@ def main() -> None:
     kept = Kept(Path("outputs/ablations.json"))
     chosen = {k: v for k, v in variants().items() if not options.only or k in options.only or k == ""}
     entries = [(group, name, variant) for group, named in chosen.items() for name, variant in named.items()]
-    together = [variant for _, _, variant in entries]
-    timed = kept(
-        f"times of {together}",
-        lambda: dict(seconds=step_times([v.untrained() for v in together], [dict(v.options) for v in together])),
-    )["seconds"]
+    timed = times(kept, [variant for _, _, variant in entries])
     lines, floor = [], 0.0
     for (group, name, variant), seconds in zip(entries, timed, strict=True):
         steps = round(options.seconds / seconds)
-        key = f"{variant.recipe}|{variant.options}|{variant.crop}|{PER_CLASS}|{steps}"
+        key = f"{variant.key}|{PER_CLASS}|{steps}"
         rows = [
             kept(f"{key}|{seed}", lambda v=variant, n=steps, k=seed: train_and_judge(v, n, k))
             for seed in range(options.seeds)

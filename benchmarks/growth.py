@@ -6,7 +6,9 @@ Each row runs in a process of its own, so that its peak of memory is its own.
 """
 
 import multiprocessing
+import os
 import resource
+import shutil
 import statistics
 import sys
 import time
@@ -38,6 +40,7 @@ TRAINING = {
     "widths": ((16, 32), (32, 64), (64, 128), (128, 256)),
 }
 SAMPLING = {"side": (16, 32, 64, 128), "steps": (5, 10, 20, 50)}
+COMPILED = Path("outputs/compiled")
 PARTS = ("#0072b2", "#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#f0e442", "#999999")  # told apart by everybody
 GROUPS = {
     "convolutions": ("convolution",),
@@ -134,6 +137,29 @@ def where(_: str, batch: int) -> dict:
     return {name: share / sum(shares.values()) for name, share in shares.items()}
 
 
+def compiled_row(name: str, batch: int) -> dict:
+    """Seconds of a training step as it is and compiled, turn by turn, and until the first compiled one is done: "new"
+    to this machine, or when it was compiled "before"."""
+    if name == "new":
+        shutil.rmtree(COMPILED, ignore_errors=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(COMPILED.resolve())
+    recipe = replace(BASE, batch_size=batch)
+    images, labels, device = _pictures(recipe, SIZE)
+    plain, compiled = recipe.build(), recipe.build()
+    compiled.compile()
+    options = dict(batch_size=batch, device=device, progress=False)
+    began = time.perf_counter()
+    fit(compiled, recipe.loss, images, labels, steps=1, **options)
+    first = time.perf_counter() - began
+    seconds = {plain: [], compiled: []}
+    for turn in range(TURNS + 1):
+        for network, taken in seconds.items():
+            result = fit(network, recipe.loss, images, labels, steps=STEPS, **options)
+            if turn:  # the first warms up
+                taken.append(result.seconds / STEPS)
+    return dict(first=first, plain=statistics.median(seconds[plain]), compiled=statistics.median(seconds[compiled]))
+
+
 def _group(operation: str) -> str:
     return next((name for name, parts in GROUPS.items() if any(part in operation for part in parts)), "the rest")
 
@@ -194,6 +220,17 @@ def sampling_table(kept: Kept) -> str:
     return table(["changed", "s per 100 pictures", "MB"], rows)
 
 
+def compiled_table(kept: Kept) -> str:
+    rows = []
+    for batch in (32, 128):
+        new, before = (alone(kept, compiled_row, name, batch) for name in ("new", "before"))
+        steps = [f"{1000 * new[name]:.0f}" for name in ("plain", "compiled")]
+        even = new["first"] / (new["plain"] - new["compiled"]) if new["plain"] > new["compiled"] else None
+        spent = f"{even:,.0f} steps" if even else "never"
+        rows.append([f"batch {batch}", *steps, f"{new['first']:.0f}", f"{before['first']:.0f}", spent])
+    return table(["", "ms per step", "compiled", "s to the first step", "s, when it is cached", "pays after"], rows)
+
+
 def picture(shares: dict[int, dict[str, float]]) -> Figure:
     """A bar per batch size, its parts in the same order."""
     figure = Figure(figsize=(9, 1.2 + 0.6 * len(shares)), facecolor="white", layout="constrained")
@@ -217,7 +254,7 @@ def main() -> None:
     kept = Kept(Path("outputs/growth.json"))
     peak = alone(kept, peak_flops, "side", 1024)["flops_per_second"]
     shares = {batch: alone(kept, where, "batch", batch) for batch in (32, 128)}
-    training, sampling = training_table(kept, peak), sampling_table(kept)
+    training, sampling, compiled = training_table(kept, peak), sampling_table(kept), compiled_table(kept)
     alt = "; ".join(
         f"batch {batch}: " + ", ".join(f"{name} {share:.0%}" for name, share in parts.items())
         for batch, parts in shares.items()
@@ -228,11 +265,15 @@ def main() -> None:
         "How cost grows, and where the time goes",
         f"{BASE.name} on pictures of side {SIZE}, batch {BASE.batch_size}, widths {BASE.arguments['widths']} where the "
         f"row says nothing else, float32. Peak: {peak / 1e9:.0f} GFLOP/s, the best product of 1024 x 1024 matrices. "
-        "MFLOP: forward and backward, three times the forward pass. MB: what the process needs beyond its start.\n",
+        "MFLOP: forward and backward, three times the forward pass. MB: what the process needs beyond its start. Three "
+        "rows of training and two of sampling are one setting, measured again: they differ by what else the machine "
+        "did, so smaller differences mean nothing.\n",
         "\n## Training: a step, the whole loop\n",
         training,
         "\n## Sampling: 100 pictures, guidance (two evaluations per step), 10 Euler steps\n",
         sampling,
+        "\n## torch.compile: a training step, plain and compiled\n",
+        compiled,
         f"\n![{alt}](growth.png)\n",
     )
 

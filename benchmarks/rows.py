@@ -4,6 +4,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -56,18 +57,27 @@ def untrained(recipe: Recipe) -> Checkpoint:
 
 
 def step_times(
-    models: Sequence[Checkpoint], options: Sequence[dict] | None = None, rounds: int = 5, steps: int = 10
+    models: Sequence[Checkpoint],
+    options: Sequence[dict] | None = None,
+    around: Sequence[Callable[[], AbstractContextManager]] | None = None,
+    *,
+    rounds: int = 5,
+    steps: int = 10,
 ) -> list[float]:
     """Seconds per training step of each untrained model, the whole loop: medians of turns taken side by side, so that
-    whatever else this machine does slows all of them alike. `options` of the loop, one dictionary per model."""
+    whatever else this machine does slows all of them alike. `options` of the loop, one dictionary per model, and what
+    it runs in `around`."""
     seconds: list[list[float]] = [[] for _ in models]
     for turn in range(rounds + 1):
-        for model, more, taken in zip(models, options or [{}] * len(models), seconds, strict=True):
+        for model, more, context, taken in zip(
+            models, options or [{}] * len(models), around or [nullcontext] * len(models), seconds, strict=True
+        ):
             recipe = model.recipe
             x0 = torch.randn(2 * recipe.batch_size, *model.shape, generator=torch.Generator().manual_seed(0))
             label = torch.zeros(len(x0), dtype=torch.long)
             settings = dict(batch_size=recipe.batch_size, progress=False) | more
-            result = fit(model.network, recipe.loss, x0, label, steps=steps, **settings)
+            with context():
+                result = fit(model.network, recipe.loss, x0, label, steps=steps, **settings)
             if turn:  # the first warms up
                 taken.append(result.seconds / steps)
     return [statistics.median(taken) for taken in seconds]
