@@ -51,8 +51,8 @@ def measure(name: str, seconds: float, seed: int) -> dict:
 
 
 def together(values: list[list[float]]) -> str:
-    """Over seeds, or the interval of the only one."""
-    if len(values) > 1:
+    """Over seeds; the interval of the only one, or of what is the same for all."""
+    if len({value for value, _, _ in values}) > 1:
         return f"{over_seeds([value for value, _, _ in values])}"
     return "{:.3f} [{:.3f}, {:.3f}]".format(*values[0])
 
@@ -79,7 +79,8 @@ def main() -> None:
         __file__,
         "What seconds of training reach",
         f"n = {10 * PER_CLASS}, {STEPS} Euler steps. Several seeds: means, with Student's 95 % interval; one: that "
-        "of its samples. fd: Fréchet distance in the judge's features; fd_real: that of other real images.\n",
+        "of its samples. fd: Fréchet distance in the judge's features; fd_real: that of other real images, the same "
+        "for all seeds.\n",
         table(["recipe", "seconds", "seeds", "steps", "images/s", "scale", *MEASURED, "s per 100 samples"], lines),
     )
 

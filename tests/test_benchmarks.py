@@ -1,12 +1,16 @@
 """What the benchmarks share."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import ablations
 import pytest
+import torch
 from rows import Kept, over_seeds, step_times, table, untrained
 
 from condiff_ref import recipes
+from condiff_ref.train import fit
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -45,6 +49,39 @@ def test_a_step_of_each_recipe_is_timed():
     found = step_times([untrained(recipes.DIGITS_DIT), untrained(recipes.MNIST_LATENT)], rounds=1, steps=2)
     assert len(found) == 2
     assert min(found) > 0
+
+
+VARIANTS = {f"{group} {name}": variant for group, of in ablations.variants().items() for name, variant in of.items()}
+
+
+def test_no_two_ablations_are_the_same():
+    assert len({variant.key for variant in VARIANTS.values()}) == len(VARIANTS)
+
+
+def test_what_stands_instead_is_what_the_loop_uses():
+    """Each is called by one step of training, and by none after it."""
+    used = []
+    stand_ins = [variant for variant in VARIANTS.values() if variant.instead]
+    assert len(stand_ins) > 1
+    for variant in stand_ins:
+        recipe, (name, function) = variant.recipe, variant.instead
+        watched = replace(variant, instead=(name, lambda *a, f=function, **k: (used.append(f), f(*a, **k))[1]))
+        x0, label = torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.long)
+        options = dict(steps=1, batch_size=2, lr=recipe.lr, progress=False)
+        with watched.swapped():
+            fit(recipe.build(), recipe.loss, x0, label, **options)
+        fit(recipe.build(), recipe.loss, x0, label, **options)
+    assert used == [variant.instead[1] for variant in stand_ins]
+
+
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.crop])
+def test_samples_of_cropped_pictures_have_their_black_frame_again(name):
+    model = VARIANTS[name].untrained()
+    whole = model.decode(torch.zeros(1, *model.shape))
+    assert whole.shape == (1, 1, 28, 28)
+    frame = torch.ones(28, 28, dtype=torch.bool)
+    frame[2:26, 2:26] = False
+    assert (whole[0, 0][frame] == -1).all() and (whole[0, 0][~frame] == 0).all()
 
 
 def test_tables_are_markdown():
