@@ -226,7 +226,7 @@ def compiled_table(kept: Kept) -> str:
         new, before = (alone(kept, compiled_row, name, batch) for name in ("new", "before"))
         steps = [f"{1000 * new[name]:.0f}" for name in ("plain", "compiled")]
         even = new["first"] / (new["plain"] - new["compiled"]) if new["plain"] > new["compiled"] else None
-        spent = f"{even:,.0f} steps" if even else "never"
+        spent = f"about {float(f'{even:.1g}'):,.0f} steps" if even else "never"
         rows.append([f"batch {batch}", *steps, f"{new['first']:.0f}", f"{before['first']:.0f}", spent])
     return table(["", "ms per step", "compiled", "s to the first step", "s, when it is cached", "pays after"], rows)
 
