@@ -53,6 +53,7 @@ html_theme = "sphinx_book_theme"
 html_title = "condiff, with solutions" if INSTRUCTORS else "condiff"
 html_static_path = [str(Path(__file__).parent / "_static")]
 html_css_files = ["site.css"]
+html_favicon = str(Path(__file__).parent / "_static" / "favicon.svg")
 html_context = {"default_mode": "auto"}  # light or dark as the reader's system
 html_show_sourcelink = False
 html_last_updated_fmt = None
