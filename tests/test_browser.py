@@ -18,7 +18,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Dialog, Page
 
 from chromium import CHROMIUM, chromium_page, complaints
 from condiff_check.registry import find
@@ -120,7 +120,12 @@ class Lab:
     def __init__(self, page: Page, folder: Path, address: str):
         self.page, self.folder, self.address = page, folder / "notebooks", address
         self.errors = complaints(page)
-        page.on("dialog", lambda dialog: dialog.accept())  # "Leave site?" over a notebook that was not saved
+        page.on("dialog", self._accept)
+
+    def _accept(self, dialog: Dialog) -> None:
+        if dialog.type != "beforeunload":  # "Leave site?" over a notebook that was not saved
+            self.errors.append(f"a dialog: {dialog.message}")
+        dialog.accept()
 
     def wait(self, script: str) -> None:
         self.page.wait_for_function(script, polling=50)
@@ -204,6 +209,15 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     with jupyterlab(folder) as address, chromium_page() as page:
         yield Lab(page, folder, address)
+
+
+def test_what_a_page_complains_of_is_heard():
+    with chromium_page() as page:
+        lab = Lab(page, Path(), "")
+        page.evaluate("alert('oh')")
+        page.evaluate("console.error('ah'), console.log('fine')")
+        page.evaluate("new Promise(go => setTimeout(go, 50, setTimeout(() => { throw new Error('uh') })))")
+        assert lab.errors == ["a dialog: oh", "console error: ah", "script error: uh"]
 
 
 @pytest.mark.parametrize(
