@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from rows import Kept, over_seeds, step_times, table, write
 from torch import Tensor
 
-from condiff_ref import data
+from condiff_ref import checkpoints, data
 from condiff_ref.checkpoints import Checkpoint
 from condiff_ref.generate import Guidance, generate
 from condiff_ref.metrics import evaluate
@@ -47,7 +47,8 @@ class Variant:
 
     @property
     def key(self) -> str:
-        """All that it is, for a row's name in the file of rows."""
+        """All that it is, for the file of rows. What stands instead goes by its name: give it another one when it does
+        something else."""
         other = f"|{self.instead[1].__name__}" if self.instead else ""
         return f"{self.recipe}|{self.options}|{self.crop}{other}"
 
@@ -162,9 +163,12 @@ def train_and_judge(variant: Variant, steps: int, seed: int) -> dict:
 
 
 def times(kept: Kept, chosen: Sequence[Variant]) -> list[float]:
-    """Seconds per step. New variants are timed beside the recipe, and told in the seconds that it took alone."""
-    alone = kept("seconds of the recipe", lambda: dict(seconds=step_times([Variant().untrained()])[0]))["seconds"]
-    new = [variant for variant in chosen if f"share of {variant.key}" not in kept.rows]
+    """Seconds per step on this machine. New variants are timed beside the recipe, and told in the seconds that it took
+    alone."""
+    here = checkpoints.machine()
+    alone = kept(f"seconds|{here}", lambda: dict(seconds=step_times([Variant().untrained()])[0]))["seconds"]
+    share = {variant.key: f"share|{here}|{variant.key}" for variant in chosen}
+    new = [variant for variant in chosen if share[variant.key] not in kept.rows]
     if new:
         beside, *seconds = step_times(
             [variant.untrained() for variant in (Variant(), *new)],
@@ -172,8 +176,8 @@ def times(kept: Kept, chosen: Sequence[Variant]) -> list[float]:
             [variant.swapped for variant in (Variant(), *new)],
         )
         for variant, taken in zip(new, seconds, strict=True):
-            kept(f"share of {variant.key}", lambda s=taken: dict(share=s / beside))
-    return [alone * kept.rows[f"share of {variant.key}"]["share"] for variant in chosen]
+            kept(share[variant.key], lambda s=taken: dict(share=s / beside))
+    return [alone * kept.rows[share[variant.key]]["share"] for variant in chosen]
 
 
 def main() -> None:

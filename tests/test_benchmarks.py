@@ -8,8 +8,9 @@ import ablations
 import pytest
 import torch
 from rows import Kept, over_seeds, step_times, table, untrained
+from training import together
 
-from condiff_ref import recipes
+from condiff_ref import checkpoints, recipes
 from condiff_ref.train import fit
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -72,6 +73,30 @@ def test_what_stands_instead_is_what_the_loop_uses():
             fit(recipe.build(), recipe.loss, x0, label, **options)
         fit(recipe.build(), recipe.loss, x0, label, **options)
     assert used == [variant.instead[1] for variant in stand_ins]
+
+
+def test_steps_are_timed_once_on_each_machine(tmp_path, monkeypatch):
+    """A file of rows that was made elsewhere, or with other threads, must not lend its seconds."""
+    timed = []
+    monkeypatch.setattr(ablations, "step_times", lambda models, *_: timed.append(len(models)) or [2.0] * len(models))
+    kept, chosen = Kept(tmp_path / "kept.json"), list(VARIANTS.values())[:3]
+    assert ablations.times(kept, chosen) == ablations.times(kept, chosen) == [2.0] * 3
+    assert timed == [1, 4]  # the recipe alone, then all beside it
+    monkeypatch.setattr(checkpoints, "machine", lambda: "another one")
+    ablations.times(kept, chosen)
+    assert timed == [1, 4, 1, 4]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([[0.5, 0.2, 0.9]], "0.500 [0.200, 0.900]"),
+        ([[0.5, 0.2, 0.9], [0.5, 0.2, 0.9]], "0.500 [0.200, 0.900]"),  # no spread over seeds: of what never varies
+        ([[1.0, 0, 9], [2.0, 0, 9], [3.0, 0, 9]], "2.000 [-0.484, 4.484]"),  # Student's, as above
+    ],
+)
+def test_a_cell_has_the_interval_of_its_seeds_or_else_of_its_samples(values, told):
+    assert together(values) == told
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.crop])
