@@ -23,7 +23,7 @@ from condiff_ref.checkpoints import Checkpoint
 from condiff_ref.generate import Guidance, generate
 from condiff_ref.metrics import evaluate
 from condiff_ref.recipes import MNIST_UNET, Recipe
-from condiff_ref.train import fit, uniform
+from condiff_ref.train import fit, uniform, uses_bf16
 
 SCALE, STEPS, PER_CLASS = 1.5, 10, 100
 MEASURED = ("accuracy", "fd", "recall")
@@ -92,6 +92,7 @@ def variants() -> dict[str, dict[str, Variant]]:
         "widths": {
             "24, 48": Variant(arguments=dict(widths=(24, 48))),
             "48, 96": Variant(arguments=dict(widths=(48, 96))),
+            "64, 128": Variant(arguments=dict(widths=(64, 128))),
             "64 alone": Variant(arguments=dict(widths=(64,))),
         },
         "batch": {str(n): Variant(dict(batch_size=n)) for n in (16, 32, 64, 128) if n != base.batch_size},
@@ -112,8 +113,13 @@ def variants() -> dict[str, dict[str, Variant]]:
             "v, cosine path": Variant(dict(kind="v", schedule="cosine")),
         },
         "label hidden": {f"{p:g}": Variant(dict(drop=p)) for p in (0.05, 0.1, 0.2) if p != base.drop},
-        "precision": {"bfloat16": Variant(options=dict(precision="bf16"))},
+        "precision": {other_precision(): Variant(options=dict(precision=other_precision()))},
     }
+
+
+def other_precision() -> str:
+    """Than the one that is chosen here."""
+    return "fp32" if uses_bf16("auto", "cpu") else "bf16"
 
 
 ADAMW = "torch.optim.AdamW"
@@ -140,7 +146,6 @@ def train_and_judge(variant: Variant, steps: int, seed: int) -> dict:
     images, labels = recipe.load_data()
     images = F.pad(images, [-variant.crop] * 4)
     affine = data.measure_affine(images)
-    options = dict(precision="fp32") | dict(variant.options)
     with variant.swapped():
         result = fit(
             recipe.build(seed),
@@ -154,7 +159,7 @@ def train_and_judge(variant: Variant, steps: int, seed: int) -> dict:
             ema=recipe.ema,
             seed=seed,
             progress=False,
-            **options,
+            **dict(variant.options),
         )
     label = torch.arange(10).repeat(PER_CLASS)
     model = Cropped(result.network, recipe, affine, {}, variant.crop)
@@ -193,7 +198,7 @@ def main() -> None:
     lines, floor = [], 0.0
     for (group, name, variant), seconds in zip(entries, timed, strict=True):
         steps = round(options.seconds / seconds)
-        key = f"{variant.key}|{PER_CLASS}|{steps}"
+        key = f"{checkpoints.hardware()}|{variant.key}|{PER_CLASS}|{steps}"
         rows = [
             kept(f"{key}|{seed}", lambda v=variant, n=steps, k=seed: train_and_judge(v, n, k))
             for seed in range(options.seeds)

@@ -86,9 +86,9 @@ def main() -> None:
         "DiT and U-Net; four ways to condition a DiT",
         f"n = {10 * PER_CLASS}, 10 Euler steps; means over {options.seeds} seeds of training and sampling, with "
         "Student's 95 % interval. fd: Fréchet distance in the judge's features; numbers after names: guidance scale.\n",
-        f"\n## MNIST, {options.seconds:g} seconds of training each\n",
+        f"\n### MNIST, {options.seconds:g} seconds of training each\n",
         equal_seconds,
-        f"\n## Digits, 8x8, {options.steps} steps each\n",
+        f"\n### Digits, 8x8, {options.steps} steps each\n",
         conditionings,
     )
 

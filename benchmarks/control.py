@@ -75,7 +75,7 @@ def main() -> None:
     for name in MODELS:
         rows = kept(f"{name}|{n}|{fingerprint(name)}", lambda n_=name: measure(n_, n))
         columns = next(iter(rows.values()))
-        parts += [f"\n## {name}\n", table(["case", *columns], [[case, *row.values()] for case, row in rows.items()])]
+        parts += [f"\n### {name}\n", table(["case", *columns], [[case, *row.values()] for case, row in rows.items()])]
     write(
         __file__,
         "ControlNet: fidelity to the hint, with and without control",

@@ -331,10 +331,10 @@ def about(before: str, options: argparse.Namespace) -> str:
 
 def page(single: dict, calls: dict, classes: list) -> Iterator[str]:
     offered = list(single)
-    yield "## One submission, in seconds\n"
+    yield "### One submission, in seconds\n"
     names = list(single[offered[0]][0])
     yield table(["what", *offered], [[name, *(f"{single[level][0][name]:.2f}" for level in offered)] for name in names])
-    yield "## Where they go, for ten right answers\n"
+    yield "### Where they go, for ten right answers\n"
     rows = [[PARTS[part], *(_share(single[level][1], part) for level in offered)] for part in PARTS]
     yield table(["part", *offered], [row for row in rows if set(row[1:]) != {"0.000 (0 %)"}])
     whole, answers = in_process()
@@ -342,14 +342,14 @@ def page(single: dict, calls: dict, classes: list) -> Iterator[str]:
         f"In one process, without a boundary, the facts take {whole:.2f} s, of which the answers take {answers:.2f} s: "
         "what the tables show beyond that is the price of not trusting them.\n"
     )
-    yield "## By exercise: right, and wrong in a way that is on no list, with its explanation\n"
+    yield "### By exercise: right, and wrong in a way that is on no list, with its explanation\n"
     columns = [f"{level}, {which}" for level in offered for which in ("right", "wrong")]
     ids = list(single[offered[0]][2])
     yield table(
         ["exercise", *columns],
         [[id, *(f"{seconds:.2f}" for level in offered for seconds in single[level][2][id])] for id in ids],
     )
-    yield "## The boundary, in milliseconds\n"
+    yield "### The boundary, in milliseconds\n"
     what = (
         "spawn a child, kill it",
         f"a call with {4 * NUMBERS // 1000} KB",
@@ -359,7 +359,7 @@ def page(single: dict, calls: dict, classes: list) -> Iterator[str]:
     yield table(
         ["what", *offered], [[name, *(f"{calls[level][n]:.2f}" for level in offered)] for n, name in enumerate(what)]
     )
-    yield "## A class, from the command line\n"
+    yield "### A class, from the command line\n"
     yield table(
         [
             "level",

@@ -268,11 +268,11 @@ def main() -> None:
         "MFLOP: forward and backward, three times the forward pass. MB: what the process needs beyond its start. Three "
         "rows of training and two of sampling are one setting, measured again: they differ by what else the machine "
         "did, so smaller differences mean nothing.\n",
-        "\n## Training: a step, the whole loop\n",
+        "\n### Training: a step, the whole loop\n",
         training,
-        "\n## Sampling: 100 pictures, guidance (two evaluations per step), 10 Euler steps\n",
+        "\n### Sampling: 100 pictures, guidance (two evaluations per step), 10 Euler steps\n",
         sampling,
-        "\n## torch.compile: a training step, plain and compiled\n",
+        "\n### torch.compile: a training step, plain and compiled\n",
         compiled,
         f"\n![{alt}](growth.png)\n",
     )

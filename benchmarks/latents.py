@@ -76,9 +76,9 @@ def main() -> None:
                 for (title, cost), s in zip(costs, timed, strict=True)
             ],
         ),
-        "\n## Quality at equal seconds\n",
+        "\n### Quality at equal seconds\n",
         quality,
-        "\n## What the autoencoder keeps, on 2,000 held-out digits\n",
+        "\n### What the autoencoder keeps, on 2,000 held-out digits\n",
         table(
             ["times fewer numbers", "bits per image", "mean squared error", "read right", "originals read right"],
             [autoencoder_row()],

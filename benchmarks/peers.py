@@ -518,7 +518,7 @@ def main() -> None:
     parts = []
     for seconds in options.seconds:
         best, everything = measure(chosen, kept, seconds, options.seeds)
-        parts += [f"\n## {seconds:g} seconds of training each\n", best]
+        parts += [f"\n### {seconds:g} seconds of training each\n", best]
         parts += ["<details><summary>Every way of sampling that was tried</summary>\n", everything, "</details>\n"]
     if options.only:
         print(*parts, sep="\n")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -90,8 +91,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def write(script: str, title: str, about: str, *parts: str) -> None:
-    """SCRIPT.md beside the script: title, how it was measured, and the parts. Prints it too."""
-    command = f"`python benchmarks/{Path(script).name}`, {date.today()}, {checkpoints.machine()}; {about}\n"
-    text = "\n".join([f"# {title}\n", command, *parts])
-    Path(script).with_suffix(".md").write_text(text)
-    print(text)
+    """SCRIPT.md beside the script: its title, and a section for this machine, saying how it was measured. Sections of
+    other machines stay as they are: delete those that no longer hold. Prints its own too."""
+    path = Path(script).with_suffix(".md")
+    heading = f"## {checkpoints.hardware()}\n"
+    command = f"`python benchmarks/{path.with_suffix('.py').name}`, {date.today()}, {checkpoints.machine()}; {about}\n"
+    section = "\n".join([heading, command, *parts])
+    _, *sections = re.split("^(?=## )", path.read_text() if path.exists() else "", flags=re.MULTILINE)
+    others = [other.strip() + "\n" for other in sections if not other.startswith(heading)]
+    path.write_text("\n".join([f"# {title}\n", section, *others]))
+    print(section)

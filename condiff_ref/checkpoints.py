@@ -267,6 +267,11 @@ def find(path: str | Path) -> Path:
 
 def machine() -> str:
     """Processor or GPU, cores and versions, for a card."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    cores = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    return f"{gpu or platform.machine()} ({cores}), torch {torch.__version__}, python {platform.python_version()}"
+    return f"{hardware()}, torch {torch.__version__}, python {platform.python_version()}"
+
+
+def hardware() -> str:
+    """Processor or GPU, and what the processor's threads can do."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    amx = ", AMX" if uses_bf16("auto", "cpu") else ""
+    return f"{name} ({torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}{amx})"

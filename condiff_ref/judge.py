@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 from . import data
 from .files import SHIPPED, read_safetensors
 from .intervals import Interval, share
+from .layers import GroupNorm
 from .shapes import Features, Images, Labels, PerClass
 
 CHECKPOINT = SHIPPED / "mnist-judge.safetensors"
@@ -140,6 +141,4 @@ def jitter(images: Images, generator: Generator | None = None) -> Images:
 
 
 def _conv(channels: int, out: int, size: int = 3, stride: int = 1) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, size, stride, padding=size // 2), nn.GroupNorm(out // 8, out), nn.SiLU()
-    )
+    return nn.Sequential(nn.Conv2d(channels, out, size, stride, padding=size // 2), GroupNorm(out // 8, out), nn.SiLU())

@@ -117,9 +117,21 @@ class ResBlock(nn.Module):
         return self.skip(x) + self.conv2(F.silu(h))
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """In the precision of its weights under autocast too, as autocast itself does on a GPU.
+
+    torch's bfloat16 kernel for channels_last is the slower one on a CPU: with it a step of mnist-classifier took 35 ms
+    on one thread with AMX, without 25.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, ...) -> (b, c, ...)."""
+        return super().forward(x.to(self.weight.dtype))
+
+
+def group_norm(channels: int) -> GroupNorm:
     """Normalise within each example: batch normalisation would let examples see one another."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    return GroupNorm(math.gcd(8, channels), channels)
 
 
 def zero_init(module: nn.Module) -> nn.Module:

@@ -7,13 +7,14 @@ from pathlib import Path
 import ablations
 import pytest
 import torch
-from rows import Kept, over_seeds, step_times, table, untrained
+from rows import Kept, over_seeds, step_times, table, untrained, write
 from training import together
 
 from condiff_ref import checkpoints, recipes
 from condiff_ref.train import fit
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+OTHERWISE = ("README.md", "kill_matrix.md", "guidance.md")  # written otherwise
 
 
 def test_rows_are_kept_and_never_measured_twice(tmp_path):
@@ -53,6 +54,26 @@ def test_a_step_of_each_recipe_is_timed():
 
 
 VARIANTS = {f"{group} {name}": variant for group, of in ablations.variants().items() for name, variant in of.items()}
+
+
+def test_a_table_keeps_what_other_machines_measured_and_replaces_its_own(tmp_path, monkeypatch):
+    for machine, found in (("one", "slow"), ("two (AMX)", "fast"), ("one", "less slow")):
+        monkeypatch.setattr(checkpoints, "hardware", lambda name=machine: name)
+        write(str(tmp_path / "steps.py"), "Steps", f"{found}.", "### Part\n", table(["a"], [[found]]))
+    text = (tmp_path / "steps.md").read_text()
+    assert re.findall("^#+ .*", text, re.MULTILINE) == ["# Steps", "## one", "### Part", "## two (AMX)", "### Part"]
+    assert re.findall(r"^\| (.*) \|$", text, re.MULTILINE) == ["a", "---", "less slow", "a", "---", "fast"]
+    assert "`python benchmarks/steps.py`" in text
+
+
+@pytest.mark.parametrize(
+    "file", sorted({*FOLDER.glob("*.md")} - {FOLDER / name for name in OTHERWISE}), ids=lambda f: f.stem
+)
+def test_every_section_of_a_table_is_of_a_machine(file):
+    """Or another machine's run would keep pieces of this one."""
+    sections = re.findall("^## (.*)", file.read_text(), re.MULTILINE)
+    assert sections
+    assert all(re.fullmatch(r".+ \(\d+ threads, .*\)", section) for section in sections), sections
 
 
 def test_no_two_ablations_are_the_same():

@@ -12,7 +12,7 @@ from awake import awake
 from condiff_ref.classifier import NoisyClassifier, classifier_loss, clean_loss, log_prob_of
 from condiff_ref.controlnet import ControlNet, controlled
 from condiff_ref.dit import DiT
-from condiff_ref.layers import Attention, LabelEmbedding, ResBlock, time_embedding
+from condiff_ref.layers import Attention, GroupNorm, LabelEmbedding, ResBlock, time_embedding
 from condiff_ref.schedules import flow
 from condiff_ref.unet import CrossAttention2d, UNet
 
@@ -78,6 +78,18 @@ def test_attention_refuses_another_context_and_heads_that_do_not_divide():
 def test_a_fresh_residual_block_is_the_identity():
     x = torch.randn(2, 8, 4, 4)
     assert torch.equal(ResBlock(8, 8, 16)(x, torch.randn(2, 16)), x)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_group_norm_is_torchs_and_keeps_the_precision_of_its_weights_under_autocast(double):
+    norm, x = GroupNorm(2, 6), torch.randn(3, 6, 4, 4).bfloat16()
+    norm = norm.double() if double else norm
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = norm(x)
+    assert out.dtype == norm.weight.dtype
+    groups = x.to(out.dtype).reshape(3, 2, 3, 4, 4)
+    var, mean = torch.var_mean(groups, dim=(2, 3, 4), keepdim=True, correction=0)
+    assert_close(out, ((groups - mean) / (var + norm.eps).sqrt()).reshape(x.shape), atol=1e-6, rtol=1e-6)
 
 
 def test_the_null_label_is_one_beyond_the_classes():
