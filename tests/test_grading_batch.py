@@ -393,11 +393,12 @@ def wait_for(condition, seconds: float = 8) -> None:
 # --- the whole command ------------------------------------------------------------------------------------------------
 
 CLI = """
-import functools, sys
+import functools, signal, sys
 from condiff_check import cli
 from condiff_check.grading import commands
 worker = sys.argv.pop(1)
 commands.Options = functools.partial(commands.Options, worker=f"grading_workers:{worker}")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background is born deaf to it
 cli.main()
 """
 
