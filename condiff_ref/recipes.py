@@ -105,6 +105,11 @@ class Recipe:
             return ARCHITECTURES[self.architecture](**self.arguments)
 
     @property
+    def loop(self) -> dict:
+        """How `train.fit` goes about it."""
+        return dict(batch_size=self.batch_size, lr=self.lr, weight_decay=self.weight_decay, ema=self.ema)
+
+    @property
     def reads_pixels(self) -> bool:
         """Whether the network takes pixels as they are, rather than scaled."""
         return self.architecture in ("JudgeNet", "Autoencoder")
@@ -157,8 +162,8 @@ DIGITS_UNET = Recipe(
     seconds=30,
 )
 # 1,375 steps in 60 s. At scale 2, 2,000 samples: accuracy 0.994 [0.989, 0.999], Frechet distance 2.1 [1.6, 2.5] over
-# three seeds (real: 0.29). What else was tried is in benchmarks/ablations.md: after 30 s only the prediction of x0 on a
-# cosine path comes closer to real digits, by a sixth; the lessons teach the velocity of a straight one.
+# three seeds (real: 0.29). Of what else was tried (benchmarks/ablations.md) only one comes clearly closer to real
+# digits in 30 s, by a sixth: predicting x0 on a cosine path. The lessons teach the velocity of a straight one.
 MNIST_UNET = Recipe(
     name="mnist-unet",
     about="class-conditional U-Net on MNIST, patches of 4x4 pixels folded into channels",
