@@ -65,7 +65,7 @@ kill-matrix: $(STAMP) ## try every known mistake on its check, 20 times each: be
 	@$(BIN)/python -m condiff_check.kill_matrix benchmarks/kill_matrix.md
 
 bench: $(STAMP) ## measure all that benchmarks/ tells, for hours, and goes on after a stop; downloads MNIST
-	@for each in imports training sampling ablations growth guidance text control latents architectures grading; do \
+	@for each in imports training sampling ablations precision growth guidance text control latents architectures grading; do \
 		$(BIN)/python benchmarks/$$each.py || exit; done
 
 lock: ## pin what pyproject.toml newly asks for; delete a line of constraints.txt first to renew that pin

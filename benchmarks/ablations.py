@@ -96,6 +96,10 @@ def variants() -> dict[str, dict[str, Variant]]:
             "64 alone": Variant(arguments=dict(widths=(64,))),
         },
         "batch": {str(n): Variant(dict(batch_size=n)) for n in (16, 32, 64, 128) if n != base.batch_size},
+        "widths and batch": {
+            f"{a}, {b}; 64": Variant(dict(batch_size=64), arguments=dict(widths=(a, b)))
+            for a, b in ((48, 96), (64, 128))
+        },
         "learning rate": {f"{lr:g}": Variant(dict(lr=lr)) for lr in (1e-3, 2e-3, 3e-3, 5e-3) if lr != base.lr},
         "optimiser": {
             "AdamW, betas 0.9, 0.999": Variant(instead=(ADAMW, slow_adamw)),
