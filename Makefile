@@ -19,7 +19,7 @@ unexport PYTHONPATH PYTHONHOME
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
-setup: ## make the environment in .venv (5.8 GB; with TORCH=cpu 1.7 GB)
+setup: ## make the environment in .venv (5.9 GB; with TORCH=cpu 2.0 GB)
 	@bash tools/setup.sh "$(VENV)" "$(BUILD)"
 
 demo: $(STAMP) ## train a class-conditional model on handwritten digits, sample it, show the results; then a check

@@ -28,8 +28,8 @@ esac
 # Measured on Linux x86_64, in GB: what is downloaded, what stays, what must be free while pip works; and the time.
 price() {
     case $1 in
-    default) download=2.8 size=5.5 need=12 time="3 to 8 minutes" ;;
-    cpu) download=0.4 size=1.7 need=3 time="2 to 5 minutes" ;;
+    default) download=2.8 size=5.9 need=12 time="3 to 8 minutes" ;;
+    cpu) download=0.5 size=2.0 need=3 time="2 to 5 minutes" ;;
     esac
 }
 price "$torch"
